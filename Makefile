@@ -1,0 +1,22 @@
+# make train: install, then train QMP on PointReach.   make test: install, then lint and test.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install train test
+
+install: .venv/installed
+
+.venv/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12) and "qmp needs Python 3.10 to 3.12; choose one with: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -r requirements.txt
+	touch $@
+
+train: install
+	$(BIN)/python qmp_sac.py
+	$(BIN)/python benchmark/plot.py
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
