@@ -1,0 +1,145 @@
+"""Multi-task environments: N tasks that share observation and action spaces, as one `gymnasium.vector.VectorEnv`.
+
+    import envs
+    vec = envs.make_vec("PointReach-v0", seed=1)    # sub-environment i is task i
+    obs, info = vec.reset()                         # obs [N, O] float32
+    obs, rewards, terminations, truncations, infos = vec.step(actions)  # actions [N, A] in [-1, 1]
+
+Each task alone is an ordinary Gymnasium environment: `gymnasium.make("qmp/PointReach-v0", task=3)`.
+"""
+
+import difflib
+import functools
+import importlib
+import os
+import subprocess
+import sys
+from typing import NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.wrappers.vector import RescaleAction
+from metaworld.env_dict import MT10_V3, MT50_V3
+
+from envs.pointreach import TASKS as POINTREACH_TASKS
+
+
+class _Family(NamedTuple):
+    entry_point: str
+    tasks: tuple[str, ...]
+    max_episode_steps: int
+    kwargs: dict = {}
+    needs_opengl: bool = True
+
+
+_FAMILIES = {
+    "PointReach-v0": _Family("envs.pointreach:PointReach", POINTREACH_TASKS, 50, needs_opengl=False),
+    "MetaWorldMT10-v3": _Family("envs.meta_world:MetaWorld", tuple(MT10_V3), 500, {"benchmark": "MT10"}),
+    "MetaWorldMT50-v3": _Family("envs.meta_world:MetaWorld", tuple(MT50_V3), 500, {"benchmark": "MT50"}),
+}
+
+TASKS: dict[str, tuple[str, ...]] = {env_id: family.tasks for env_id, family in _FAMILIES.items()}
+"""Names of the tasks of every environment, in the order of the sub-environments."""
+
+for _env_id, _family in _FAMILIES.items():
+    gym.register(
+        f"qmp/{_env_id}",
+        entry_point=_family.entry_point,
+        max_episode_steps=_family.max_episode_steps,
+        kwargs=_family.kwargs,
+    )
+
+
+class TaskSeeds(VectorWrapper):
+    """Seeds every task from its own child of `numpy.random.SeedSequence(seed)`.
+
+    Gymnasium's vector environments seed task i with seed + i, so that task 1 of seed 1 repeats task 0 of seed 2;
+    children of a seed sequence never overlap. The first `reset()` without a seed uses the seed given here.
+    """
+
+    def __init__(self, env: VectorEnv, seed: int):
+        super().__init__(env)
+        self._first_seed: int | None = seed
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        """Reset all tasks; `seed` (int >= 0) makes the episodes that follow repeatable. Returns (obs [N, O], infos)."""
+        seed = self._first_seed if seed is None else seed
+        self._first_seed = None
+        if seed is not None:
+            seed = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(self.num_envs)]
+        return self.env.reset(seed=seed, options=options)
+
+
+def make_vec(env_id: str, seed: int, vectorization: str = "sync", render_mode: str | None = None) -> VectorEnv:
+    """Make all tasks of `env_id` as one vector environment; sub-environment i is task i.
+
+    Args:
+        env_id: a key of `TASKS`, or `package.module:function`, a function
+            `f(seed, vectorization, render_mode) -> gymnasium.vector.VectorEnv` of your own with SAME_STEP autoreset.
+        seed: each task gets its own child of `SeedSequence(seed)`.
+        vectorization: "sync" (one process) or "async" (a process per task).
+        render_mode: None or "rgb_array".
+
+    Returns:
+        A vector environment with float32 observations [N, O], actions [N, A] in [-1, 1], `SAME_STEP` autoreset and
+        `infos["success"]`.
+
+    Raises:
+        ValueError: unknown `env_id`, a function of yours that fails or breaks this contract, no OpenGL to render with.
+    """
+    if ":" in env_id:
+        return TaskSeeds(_make_custom(env_id, seed, vectorization, render_mode), seed)
+    if env_id not in TASKS:
+        close = difflib.get_close_matches(env_id, TASKS, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"unknown environment '{env_id}'; did you mean '{close}'? "
+            f"Allowed: {', '.join(TASKS)}, or package.module:function"
+        )
+    if render_mode is not None and _FAMILIES[env_id].needs_opengl:
+        choose_opengl()
+    thunks = [
+        functools.partial(gym.make, f"qmp/{env_id}", task=i, render_mode=render_mode, disable_env_checker=True)
+        for i in range(len(TASKS[env_id]))
+    ]
+    make = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[vectorization]
+    return TaskSeeds(make(thunks, autoreset_mode=AutoresetMode.SAME_STEP), seed)
+
+
+@functools.cache
+def choose_opengl() -> str:
+    """Set MUJOCO_GL to the first OpenGL back end that can draw without a screen, and return it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    # Each is tried in a process of its own, because after a failed one PyOpenGL cannot change over to another.
+    code = (
+        "import mujoco; context = mujoco.GLContext(8, 8); context.make_current(); "
+        "mujoco.MjrContext(mujoco.MjModel.from_xml_string('<mujoco/>'), mujoco.mjtFontScale.mjFONTSCALE_50)"
+    )
+    chosen = os.environ.get("MUJOCO_GL")
+    for backend in (chosen,) if chosen else ("egl", "osmesa", "glfw"):
+        environ = {**os.environ, "MUJOCO_GL": backend}
+        if subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True).returncode == 0:
+            os.environ["MUJOCO_GL"] = backend
+            return backend
+    tried = f"MUJOCO_GL={chosen}" if chosen else "EGL, OSMesa or GLFW"
+    raise ValueError(f"rendering needs OpenGL, and {tried} does not work here; on Debian: apt-get install libosmesa6")
+
+
+def _make_custom(env_id: str, seed: int, vectorization: str, render_mode: str | None) -> VectorEnv:
+    """Call the user's function named by `package.module:function` and check what it returns."""
+    module, _, function = env_id.partition(":")
+    try:
+        envs = getattr(importlib.import_module(module), function)(seed, vectorization, render_mode)
+    except Exception as error:
+        raise ValueError(f"cannot make '{env_id}': {type(error).__name__}: {error}") from error
+    if not isinstance(envs, VectorEnv):
+        raise ValueError(f"'{env_id}' returned {type(envs).__name__}, not a gymnasium.vector.VectorEnv")
+    if envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
+        raise ValueError(f"'{env_id}' must use autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP")
+    space = envs.single_action_space
+    if not (isinstance(space, gym.spaces.Box) and space.is_bounded() and len(space.shape) == 1):
+        raise ValueError(f"'{env_id}' needs a bounded, flat Box of actions, but has {space}")
+    return envs if np.all(space.low == -1) and np.all(space.high == 1) else RescaleAction(envs, -1.0, 1.0)

@@ -1,0 +1,208 @@
+"""make_vec: seeding, autoreset, users' functions; and PointReach."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import TimeLimit
+
+import envs
+from envs import pointreach
+from envs.pointreach import PointReach
+
+
+class Drift(gym.Env):
+    """A user's environment: float64 observations, actions in [-2, 2], task i ends after 2 + i steps."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    action_space = gym.spaces.Box(-2, 2, (1,), np.float32)
+    metadata = {"metrics": ("distance",)}
+
+    def __init__(self, task):
+        self.task, self.actions = task, []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.np_random.uniform(size=1), {}
+
+    def step(self, action):
+        self.actions.append(float(action[0]))
+        self.steps += 1
+        obs = np.array([100.0 * self.task + self.steps])
+        ended = self.steps == 2 + self.task
+        return obs, 1.0, ended and self.task == 0, False, {"success": float(ended), "distance": float(self.steps)}
+
+
+def make_drift(seed, vectorization, render_mode):
+    """Three tasks: the first terminates, the others are truncated."""
+    thunks = [lambda i=i: TimeLimit(Drift(i), 2 + i) for i in range(3)]
+    return SyncVectorEnv(thunks, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def make_next_step(seed, vectorization, render_mode):
+    return SyncVectorEnv([lambda: Drift(0)])
+
+
+def make_unbounded(seed, vectorization, render_mode):
+    def thunk():
+        env = Drift(0)
+        env.action_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        return env
+
+    return SyncVectorEnv([thunk], autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def make_failing(seed, vectorization, render_mode):
+    raise RuntimeError("no such robot")
+
+
+def make_nothing(seed, vectorization, render_mode):
+    return None
+
+
+def rollout(vec, steps=60, seed=None):
+    """Observations, rewards and ends of `steps` steps with fixed actions."""
+    rng = np.random.default_rng(0)
+    obs, _ = vec.reset(seed=seed)
+    rows = [obs]
+    for _ in range(steps):
+        obs, rewards, terminations, truncations, _ = vec.step(rng.uniform(-1, 1, vec.action_space.shape))
+        rows += [obs, rewards, terminations, truncations]
+    return np.concatenate([np.ravel(row).astype(float) for row in rows])
+
+
+def test_task_names():
+    assert len(envs.TASKS["PointReach-v0"]) == 4
+    assert len(envs.TASKS["MetaWorldMT10-v3"]) == 10 and "drawer-close-v3" in envs.TASKS["MetaWorldMT10-v3"]
+    assert len(envs.TASKS["MetaWorldMT50-v3"]) == 50
+    assert all(len(set(tasks)) == len(tasks) for tasks in envs.TASKS.values())
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_spaces_and_repeatability(vectorization):
+    vec, again = (envs.make_vec("PointReach-v0", 3, vectorization) for _ in range(2))
+    assert vec.single_observation_space.dtype == np.float32
+    assert np.all(vec.single_action_space.low == -1) and np.all(vec.single_action_space.high == 1)
+    first = rollout(vec)
+    np.testing.assert_array_equal(first, rollout(again))
+    assert not np.array_equal(first, rollout(vec))  # the episodes that follow are others
+    np.testing.assert_array_equal(rollout(vec, seed=7), rollout(again, seed=7))
+    vec.close()
+    again.close()
+
+
+def test_async_equals_sync():
+    sync, asynchronous = (envs.make_vec("PointReach-v0", 3, kind) for kind in ("sync", "async"))
+    np.testing.assert_array_equal(rollout(sync), rollout(asynchronous))
+    asynchronous.close()
+
+
+def test_tasks_and_seeds_differ():
+    starts = [tuple(row) for seed in range(5) for row in envs.make_vec("PointReach-v0", seed).reset()[0]]
+    assert len(set(starts)) == len(starts) == 20  # no task of one seed repeats a task of another
+
+
+def test_same_step_autoreset():
+    vec = envs.make_vec("PointReach-v0", 1)
+    vec.reset()
+    for step in range(1, 51):
+        obs, _, terminations, truncations, infos = vec.step(np.ones((4, 2), np.float32))
+        assert not terminations.any() and truncations.all() == (step == 50)
+    assert np.all(np.abs(obs + 0.8) < 0.051)  # already the next start
+    assert np.all(np.stack(infos["final_obs"])[:, 0] > -0.5)
+
+
+@pytest.mark.parametrize(
+    "env_id, words",
+    [
+        ("PointReech-v0", "did you mean 'PointReach-v0'"),
+        ("MetaWorldMT10-v2", "did you mean 'MetaWorldMT10-v3'"),
+        ("no_such_module:make", "No module named 'no_such_module'"),
+        ("test_envs:no_such_function", "no_such_function"),
+        ("test_envs:make_failing", "RuntimeError: no such robot"),
+        ("test_envs:make_nothing", "not a gymnasium.vector.VectorEnv"),
+        ("test_envs:make_next_step", "SAME_STEP"),
+        ("test_envs:make_unbounded", "bounded"),
+    ],
+)
+def test_bad_environments(env_id, words):
+    with pytest.raises(ValueError, match=words) as error:
+        envs.make_vec(env_id, 1)
+    assert "\n" not in str(error.value)
+
+
+def test_custom_environment_gets_actions_in_its_own_range():
+    vec = envs.make_vec("test_envs:make_drift", 1)
+    assert vec.single_action_space.low == -1 and vec.single_action_space.high == 1
+    vec.reset()
+    vec.step(np.array([[0.5], [-1.0], [1.0]], np.float32))
+    assert [env.unwrapped.actions for env in vec.unwrapped.envs] == [[1.0], [-2.0], [2.0]]
+
+
+@pytest.mark.parametrize("task", range(4))
+def test_pointreach_check_env(task):
+    check_env(gym.make("qmp/PointReach-v0", task=task, render_mode="rgb_array").unwrapped)
+
+
+@pytest.mark.parametrize("task", [-1, 4, 0.5])
+def test_pointreach_bad_task(task):
+    with pytest.raises(ValueError, match="from 0 to 3"):
+        PointReach(task)
+
+
+def follow(env, points, render=False):
+    """Walk through `points`; returns rewards and successes."""
+    rewards, successes = [], []
+    for point in points:
+        for _ in range(50):
+            way = np.array(point) - env.position
+            if np.linalg.norm(way) < 0.02:
+                break
+            _, reward, terminated, truncated, info = env.step(np.clip(way / 0.1, -1, 1))
+            assert not (terminated or truncated)
+            rewards.append(reward)
+            successes.append(info["success"])
+    return np.array(rewards), np.array(successes)
+
+
+@pytest.mark.parametrize("task", range(4))
+def test_pointreach_rewards_and_solution(task):
+    env = PointReach(task)
+    env.reset(seed=task)
+    bend = (-0.5, 0.1)
+    rewards, successes = follow(env, [bend, pointreach.GOALS[task]])
+    assert successes[-1] and not successes[0] and len(rewards) < 50
+    if task == 3:
+        assert set(rewards[successes]) == {0.0} and set(rewards[~successes]) == {-10.0}
+    else:
+        assert rewards[-1] == pytest.approx(0, abs=0.3)
+        assert rewards[0] == pytest.approx(-np.linalg.norm(env.trajectory[1][1:] - pointreach.GOALS[task]) / 0.1)
+    assert rewards.min() >= -30
+
+
+def test_pointreach_block_stops_and_slides():
+    env = PointReach(3)
+    env.reset(seed=0)
+    for _ in range(30):
+        env.step(np.array([1.0, 0.0]))
+    x, y = env.position
+    assert -0.5 < x <= -0.4 and y == pytest.approx(env.trajectory[0][2])
+    env.step(np.array([1.0, 1.0]))
+    assert env.position == pytest.approx([x, y + 0.1])
+
+
+def test_pointreach_render_shows_who_acted():
+    env = PointReach(0, render_mode="rgb_array")
+    env.reset(seed=0)
+    follow(env, [(-0.8, 0.0)])
+    alone = env.render()
+    env.reset(seed=0)
+    env.acting_policy = 2
+    follow(env, [(-0.8, 0.0)])
+    helped = env.render()
+    assert alone.shape == (256, 256, 3) and alone.dtype == np.uint8
+    x, y = round((-0.8 + 1) / 2 * 256), round((1 + 0.4) / 2 * 256)
+    assert tuple(alone[y, x]) == pointreach.COLORS[0] and tuple(helped[y, x]) == pointreach.COLORS[2]
+    assert PointReach(0).render() is None
