@@ -1,0 +1,223 @@
+"""Whole runs of the script: they learn, log, repeat and refuse."""
+
+import csv
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+import envs
+import qmp_sac
+
+ROOT = Path(__file__).parent.parent
+SHORT = "--total-timesteps 400 --learning-starts 80 --batch-size 8 --hidden-sizes 16 16 --eval-episodes 1".split()
+
+
+def run(run_dir, *flags):
+    """Train for a moment; returns what `train` returned."""
+    result = []
+    train = qmp_sac.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qmp_sac, "train", lambda args: result.append(train(args)))
+        qmp_sac.main([*SHORT, "--run-dir", str(run_dir), *flags])
+    return result[0]
+
+
+def rows(run_dir, name):
+    with open(run_dir / f"{name}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(result):
+    actor, qf, log_alpha = result
+    return [*actor.state_dict().values(), *qf.state_dict().values(), log_alpha]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(weights(a), weights(b), strict=True))
+
+
+def test_a_run_learns_and_logs(tmp_path, monkeypatch):
+    scalars, updates = {}, []
+    update_target = qmp_sac.update_target
+    monkeypatch.setattr(SummaryWriter, "add_scalar", lambda self, tag, value, step: scalars.update({tag: value}))
+    monkeypatch.setattr(qmp_sac, "update_target", lambda *args: updates.append(update_target(*args)))
+    torch.manual_seed(1)
+    actor, qf = (cls(4, 2, 2, (16, 16)) for cls in (qmp_sac.Actor, qmp_sac.Critic))  # as train makes them for seed 1
+    flags = ["--seed", "1", "--train-frequency", "2", "--gradient-steps", "3", "--total-timesteps", "1e3"]
+    result = run(tmp_path / "run", *flags, "--eval-frequency", "500")
+
+    turns = range(80 // 4 + 1, 1000 // 4 + 1)
+    assert len(updates) == 3 * sum(turn % 2 == 0 for turn in turns)
+    for before, after in zip((actor, qf), result[:2], strict=True):
+        for a, b in zip(before.parameters(), after.parameters(), strict=True):
+            assert torch.isfinite(b).all()
+            assert all(not torch.equal(x, y) for x, y in zip(a, b, strict=True))  # every slice of every layer moved
+    assert (result[2] != np.log(0.2)).all()
+
+    losses = {tag: value for tag, value in scalars.items() if tag.startswith("losses/")}
+    names = {"qf1_values", "qf2_values", "qf1_loss", "qf2_loss", "actor_loss", "entropy", "alpha", "alpha_loss"}
+    assert {tag.split("/")[1] for tag in losses} == names and len(losses) == len(names) * (1 + 4)
+    assert np.isfinite([*losses.values()]).all()
+    assert scalars["charts/SPS"] > 0 and "charts/episodic_return/reach-bend" in scalars
+
+    record = json.loads((tmp_path / "run" / "args.json").read_text())
+    assert record["args"]["total_timesteps"] == 1000 and record["tasks"] == list(envs.TASKS["PointReach-v0"])
+    assert record["versions"]["torch"] == torch.__version__
+    evaluations = rows(tmp_path / "run", "evaluations")
+    assert [*evaluations[0]] == ["global_step", "task", "success_rate", "episodic_return", "episodic_length"]
+    assert [(row["global_step"], row["task"]) for row in evaluations] == [
+        (step, task) for step in ("500", "1000") for task in envs.TASKS["PointReach-v0"]
+    ]
+    assert {row["episodic_length"] for row in evaluations} == {"50.0"}
+    mixture = rows(tmp_path / "run", "mixture")
+    assert len(mixture) == 2 * 4 * 4
+    for i in range(0, len(mixture), 4):
+        assert sum(float(row["probability"]) for row in mixture[i : i + 4]) == pytest.approx(1)
+    assert any(row["task"] != row["policy"] and float(row["probability"]) > 0 for row in mixture)
+
+
+def test_same_command_same_results(tmp_path):
+    first, second, other = (run(tmp_path / name, "--seed", seed) for name, seed in (("a", "3"), ("b", "3"), ("c", "4")))
+    assert same(first, second) and not same(first, other)
+    for name in ("evaluations.csv", "mixture.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_qmp_off_is_the_base_method(tmp_path):
+    base = run(tmp_path / "base", "--no-qmp")
+    skipped = run(tmp_path / "skipped", "--qmp", "--own-policy-prob", "1")
+    mixed = run(tmp_path / "mixed", "--qmp")
+    assert same(base, skipped) and not same(base, mixed)
+    for name in ("evaluations.csv", "mixture.csv"):
+        assert (tmp_path / "base" / name).read_bytes() == (tmp_path / "skipped" / name).read_bytes()
+    assert {(row["task"] == row["policy"], row["probability"]) for row in rows(tmp_path / "base", "mixture")} == {
+        (True, "1.0"),
+        (False, "0.0"),
+    }
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--switch-samples 0 --no-switch-entropy",
+        "--switch-samples 3 --switch-rule softmax --switch-temperature 0.5",
+        "--switch-rule uniform --switch-period 10 --own-policy-prob 0.7",
+        "--no-autotune --alpha 0.1 --gamma 0.9 --tau 0.1 --policy-lr 1e-3 --q-lr 1e-3 --reward-scale 2",
+        "--buffer-size 50 --hidden-sizes 1e1 --num-threads 2 --no-cuda --no-torch-deterministic --exp-name short",
+        "--vectorization async",
+    ],
+)
+def test_flags(tmp_path, flags):
+    plain, flagged = run(tmp_path / "plain"), run(tmp_path / "flagged", *flags.split())
+    assert all(torch.isfinite(x).all() for x in weights(flagged))
+    if "--hidden-sizes" in flags:
+        assert flagged[0].net[0].weight.shape == (4, 2, 10)
+    else:  # a flag that changes nothing would be a dead one; only `async` must change nothing
+        assert same(plain, flagged) == ("async" in flags)
+    if "--no-autotune" in flags:
+        assert flagged[2].exp().tolist() == pytest.approx([0.1] * 4)
+
+
+def test_switch_period_keeps_the_policy(tmp_path, monkeypatch):
+    chosen = []
+    select_actions = qmp_sac.select_actions
+
+    def record(*args):
+        result = select_actions(*args)
+        chosen.append(result[1].tolist())
+        return result
+
+    monkeypatch.setattr(qmp_sac, "select_actions", record)
+    run(tmp_path / "run", "--switch-period", "20", "--learning-starts", "0", "--total-timesteps", "800")
+    # Episodes have 50 steps: choices at their steps 0, 20 and 40.
+    starts = {step for step in range(200) if step % 50 in (0, 20, 40)}
+    changes = {step for step in range(1, 200) if chosen[step] != chosen[step - 1]}
+    assert changes and changes <= starts
+
+
+def test_ends_of_episodes(tmp_path, monkeypatch):
+    """Only termination is stored as such, and every transition ends in its own task's own last observation."""
+    stored = []
+    monkeypatch.setattr(qmp_sac.ReplayBuffer, "add", lambda self, *transition: stored.append(transition))
+    flags = ["--env-id", "test_envs:make_drift", "--total-timesteps", "180", "--learning-starts", "1e6"]
+    run(tmp_path / "run", *flags)
+    _, _, rewards, next_obs, terminations = (np.stack(field) for field in zip(*stored, strict=True))
+    for task, length in enumerate((2, 3, 4)):
+        steps = 1 + np.arange(60) % length
+        np.testing.assert_array_equal(next_obs[:, task, 0], 100 * task + steps)
+        np.testing.assert_array_equal(terminations[:, task], (steps == length) & (task == 0))
+    evaluations = rows(tmp_path / "run", "evaluations")
+    assert [*evaluations[0]][-1] == "distance"
+    last = [[float(row[key]) for key in ("success_rate", "episodic_length", "distance")] for row in evaluations[-3:]]
+    assert last == [[1, 2, 2], [1, 3, 3], [1, 4, 4]]  # success and distance of the very last step count
+
+
+def test_video(tmp_path):
+    run(tmp_path / "run", "--capture-video", "--eval-frequency", "200")
+    videos = sorted(path.name for path in (tmp_path / "run" / "videos").glob("*.mp4"))
+    assert videos == ["step-200-episode-0.mp4", "step-400-episode-0.mp4"]
+    assert all((tmp_path / "run" / "videos" / name).stat().st_size > 1000 for name in videos)
+
+
+def test_wandb_offline(tmp_path, monkeypatch):
+    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    run(tmp_path / "run", "--track", "--wandb-project-name", "test", "--wandb-entity", "nobody")
+    import wandb
+
+    wandb.finish()
+    assert [path.stat().st_size > 1000 for path in tmp_path.glob("wandb/offline-run-*/*.wandb")] == [True]
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--env-id PointReech-v0", "did you mean 'PointReach-v0'"),
+        ("--env-id test_envs:make_failing", "RuntimeError: no such robot"),
+    ],
+)
+def test_bad_input(tmp_path, capsys, flags, words):
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "run", *flags.split())
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and words in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path, capsys):
+    run(tmp_path / "run")
+    before = (tmp_path / "run" / "evaluations.csv").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "run")
+    assert stop.value.code == 2 and "already" in capsys.readouterr().err
+    assert (tmp_path / "run" / "evaluations.csv").read_bytes() == before
+
+
+COMMANDS = re.findall(r"^python qmp_sac\.py[^#\n]*", (ROOT / "README.md").read_text(), re.M)
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(command.strip() for command in COMMANDS))
+def test_readme_commands(tmp_path, monkeypatch, command):
+    """As written, but short. Commands for Meta-World's fifty tasks would take too long even so; ten stand for them."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    example = re.search(r"```python\n(# my_tasks\.py\n.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    (tmp_path / "my_tasks.py").write_text(example)
+    flags = shlex.split(command)[2:]
+    if "--help" in flags:
+        with pytest.raises(SystemExit) as stop:
+            qmp_sac.main(flags)
+        assert stop.value.code == 0
+        return
+    flags = ["MetaWorldMT10-v3" if flag == "MetaWorldMT50-v3" else flag for flag in flags]
+    qmp_sac.main([*flags, *SHORT])
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert rows(run_dir, "evaluations")[-1]["global_step"] == "400"
