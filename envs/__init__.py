@@ -131,6 +131,8 @@ def choose_opengl() -> str:
 def _make_custom(env_id: str, seed: int, vectorization: str, render_mode: str | None) -> VectorEnv:
     """Call the user's function named by `package.module:function` and check what it returns."""
     module, _, function = env_id.partition(":")
+    if os.getcwd() not in sys.path:  # the module may lie where the command is given
+        sys.path.append(os.getcwd())
     try:
         envs = getattr(importlib.import_module(module), function)(seed, vectorization, render_mode)
     except Exception as error:

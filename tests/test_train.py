@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -205,7 +206,7 @@ COMMANDS = re.findall(r"^python qmp_sac\.py[^#\n]*", (ROOT / "README.md").read_t
 @pytest.mark.parametrize("command", dict.fromkeys(command.strip() for command in COMMANDS))
 def test_readme_commands(tmp_path, monkeypatch, command):
     """As written, but short. Commands for Meta-World's fifty tasks would take too long even so; ten stand for them."""
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -218,6 +219,14 @@ def test_readme_commands(tmp_path, monkeypatch, command):
         assert stop.value.code == 0
         return
     flags = ["MetaWorldMT10-v3" if flag == "MetaWorldMT50-v3" else flag for flag in flags]
-    qmp_sac.main([*flags, *SHORT])
+    qmp_sac.main([*flags, *SHORT, "--eval-frequency", "400"])
     (run_dir,) = (tmp_path / "runs").iterdir()
-    assert rows(run_dir, "evaluations")[-1]["global_step"] == "400"
+    assert int(rows(run_dir, "evaluations")[-1]["global_step"]) >= 400
+
+
+def test_readme_shows_the_script():
+    """The equation's lines in the README are the script's."""
+    readme, script = ((ROOT / name).read_text() for name in ("README.md", "qmp_sac.py"))
+    snippet = re.search(r"```python\n# qmp_sac\.py, q_switch\n(.*?)```", readme, re.S)[1]
+    assert snippet.count("\n") > 10
+    assert snippet in re.sub("^    ", "", script, flags=re.M)

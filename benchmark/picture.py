@@ -1,0 +1,84 @@
+"""Draw QMP at work on PointReach: who acts for the sparse task, early and late in training, and the mixture.
+
+python benchmark/picture.py    # about four minutes; writes benchmark/results/qmp.png
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+from plot import draw_mixture, read_mixture  # noqa: E402
+
+import envs  # noqa: E402
+import qmp_sac  # noqa: E402
+from envs import pointreach  # noqa: E402
+
+EPISODES = 12
+STAGES = {"early": 8_000, "late": 40_000}  # a short run is the beginning of a long one with the same seed
+
+
+def collect(agent: tuple, args: qmp_sac.Args) -> list[np.ndarray]:
+    """Collect episodes of the last task with the mixture, as training does. Returns (policy, x, y) rows for each."""
+    actor, qf, log_alpha = agent
+    vec = envs.make_vec(args.env_id, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    policies, due = torch.arange(vec.num_envs), torch.ones(vec.num_envs, dtype=torch.bool)
+    sparse = vec.unwrapped.envs[-1].unwrapped
+    obs, _ = vec.reset()
+    episodes = []
+    while len(episodes) < EPISODES:
+        obs = qmp_sac.to_tensor(obs, actor)
+        actions, policies = qmp_sac.select_actions(actor, qf, log_alpha, obs, policies, due, args, generator)
+        vec.set_attr("acting_policy", policies.tolist())
+        trajectory = sparse.trajectory
+        obs, _, _, truncations, _ = vec.step(actions.numpy())
+        if truncations[-1]:
+            episodes.append(np.array(trajectory))
+    return episodes
+
+
+def draw_episodes(axes, episodes: list[np.ndarray]) -> None:
+    """The square, the block, the goals, and every step in the colour of the policy that took it."""
+    colors = np.array(pointreach.COLORS) / 255
+    corner, opposite = pointreach.BLOCK
+    axes.add_patch(plt.Rectangle(corner, *(opposite - corner), color="0.6"))
+    for i, goal in enumerate(pointreach.GOALS):
+        axes.add_patch(plt.Circle(goal, pointreach.RADIUS, fill=False, color=colors[i], linewidth=3 if i == 3 else 1))
+        axes.text(*goal, i, ha="center", va="center", color=colors[i])
+    for episode in episodes:
+        for a, b in zip(episode, episode[1:], strict=False):
+            axes.plot([a[1], b[1]], [a[2], b[2]], color=colors[int(b[0])], linewidth=1)
+    axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=[], yticks=[])
+
+
+def main() -> None:
+    """Train up to each stage, collect, draw."""
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
+    tasks = list(envs.TASKS["PointReach-v0"])
+    with tempfile.TemporaryDirectory() as folder:
+        for (stage, steps), panel in zip(STAGES.items(), axes, strict=False):
+            run_dir = Path(folder) / stage
+            args = qmp_sac.Args(total_timesteps=steps, eval_frequency=4_000, run_dir=str(run_dir))
+            draw_episodes(panel, collect(qmp_sac.train(args), args))
+            panel.set_title(f"Task 3 collects data, {stage} ({steps:,} steps)")
+        _, mixture = read_mixture(run_dir, tasks)
+    draw_mixture(axes[-1], mixture.mean(0), tasks)
+    axes[-1].set_title("Who acted for each task, over the whole run")
+    lines = [plt.Line2D([], [], color=np.array(c) / 255, label=f"policy {i}") for i, c in enumerate(pointreach.COLORS)]
+    axes[0].legend(handles=lines, loc="lower right", fontsize="small")
+    path = ROOT / "benchmark" / "results" / "qmp.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=90)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Shared by all tests: one thread, repeatable Hypothesis examples without deadlines, and slices of a stack."""
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+torch.set_num_threads(1)
+settings.register_profile("qmp", deadline=None, derandomize=True)
+settings.load_profile("qmp")
+
+
+@pytest.fixture(scope="session")
+def unstack():
+    """A function (net, i) -> slice i of a stacked perceptron, as plain `torch.nn.Linear` and ReLU with own memory."""
+
+    def unstack(net: nn.Sequential, i: int) -> nn.Sequential:
+        layers = []
+        for stacked in (module for module in net if hasattr(module, "weight")):
+            _, fan_in, fan_out = stacked.weight.shape
+            linear = nn.Linear(fan_in, fan_out, device=stacked.weight.device, dtype=stacked.weight.dtype)
+            with torch.no_grad():
+                linear.weight.copy_(stacked.weight[i].T)
+                linear.bias.copy_(stacked.bias[i, 0])
+            layers += [linear, nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+
+    return unstack
