@@ -28,9 +28,10 @@ import re
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn, TextIO
+from typing import Literal, NoReturn, TextIO
 
 import gymnasium as gym
 import numpy as np
@@ -46,6 +47,7 @@ from tqdm import tqdm
 from envs import TASKS, make_vec
 
 LOG_STD_MIN, LOG_STD_MAX = -20, 2
+TRAIN_SEED, EVAL_SEED, SWITCH_SEED = 1, 2, 3  # streams of random numbers, see `child_seed`
 
 
 @dataclass
@@ -97,7 +99,7 @@ class Args:
     """loop turns (one step in every task) between trainings"""
     gradient_steps: int = 1
     """updates of all tasks at each training"""
-    alpha: float = 0.2
+    alpha: float = 0.02
     """entropy temperature: its first value, and with --no-autotune its only one"""
     autotune: bool = True
     """tune each task's alpha to the target entropy -A"""
@@ -196,15 +198,9 @@ def q_switch(actor, qf, alpha, obs, noise, gumbel, args: Args) -> tuple[Tensor, 
 
         score_ij = mean_k [ min(Q1_i, Q2_i)(s_i, a_jk) - alpha_i log pi_j(a_jk | s_i) ],   a_jk ~ pi_j(. | s_i)
 
-    Args:
-        alpha: temperatures [N].
-        obs: state of each task [N, O].
-        noise: standard normal [P, N, max(K, 1), A], from which the candidates' actions are made.
-        gumbel: standard Gumbel [N, P]; makes the draws of the rules softmax and uniform.
-        args: the switch_... flags.
-
-    Returns:
-        The chosen policy of each task [N], the first sampled action of every candidate [N, P, A], the scores [N, P].
+    Takes temperatures alpha [N], a state of each task obs [N, O], standard normal noise [P, N, max(K, 1), A] that makes
+    the candidates' actions, and standard Gumbel noise gumbel [N, P] that makes the draws of the rules softmax and
+    uniform. Returns the chosen policies [N], the first sampled action of every candidate [N, P, A], the scores [N, P].
     """
     N, O = obs.shape
     mean, log_std = (x.unsqueeze(2) for x in actor(obs.expand(N, N, O)))  # [P, N, 1, A]
@@ -220,8 +216,10 @@ def q_switch(actor, qf, alpha, obs, noise, gumbel, args: Args) -> tuple[Tensor, 
     scores = scores.mean(-1)  # [N, P]
     keys = {"argmax": scores, "softmax": scores / args.switch_temperature + gumbel, "uniform": gumbel}
     key = keys[args.switch_rule]
-    # A tie goes to the task's own policy, then to the lowest index, which is what argmax returns.
-    policies = torch.where(key.diagonal() == key.amax(1), torch.arange(N, device=obs.device), key.argmax(1))
+    # A tie, up to rounding, goes to the task's own policy, then to the lowest index.
+    best = key.amax(1, keepdim=True)
+    ties = key >= best - 1e-5 * best.abs().clamp(min=1)  # [N, P]
+    policies = torch.where(ties.diagonal(), torch.arange(N, device=obs.device), ties.int().argmax(1))
     return policies, act, scores
 
 
@@ -247,14 +245,8 @@ def select_actions(actor, qf, log_alpha, obs, policies, due, args: Args, generat
     return actions[own, policies], policies
 
 
-class Batch(NamedTuple):
-    """Transitions of every task: obs, next_obs [N, B, O], actions [N, B, A], rewards, terminations [N, B]."""
-
-    obs: Tensor
-    actions: Tensor
-    rewards: Tensor
-    next_obs: Tensor
-    terminations: Tensor
+# Transitions of every task: obs, next_obs [N, B, O], actions [N, B, A], rewards, terminations [N, B].
+Batch = namedtuple("Batch", ["obs", "actions", "rewards", "next_obs", "terminations"])
 
 
 class ReplayBuffer:
@@ -329,9 +321,9 @@ def update_target(qf: Critic, qf_target: Critic, tau: float) -> None:
         target.lerp_(param, tau)
 
 
-def child_seed(*key: int) -> int:
-    """A seed of its own for every key of integers >= 0, such as (seed, global_step)."""
-    return int(np.random.SeedSequence(key).generate_state(1)[0])
+def child_seed(seed: int, global_step: int, stream: int) -> int:
+    """A seed for one stream of random numbers (1 or more) from one step on, independent of those of the others."""
+    return int(np.random.SeedSequence((seed, global_step, stream)).generate_state(1)[0])
 
 
 def final_or_step(infos: dict, name: str, dones: np.ndarray) -> np.ndarray:
@@ -381,7 +373,8 @@ def open_run(args: Args, tasks: list[str], metrics: list[str]) -> tuple[Path, di
     run_dir.mkdir(parents=True)
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     packages = ("torch", "numpy", "gymnasium", "mujoco", "metaworld")
-    versions = {"python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in packages}
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    versions["python"] = sys.version.split()[0]
     record = {"args": asdict(args), "tasks": tasks, "versions": versions, "git_commit": git.stdout.strip() or None}
     (run_dir / "args.json").write_text(json.dumps(record, indent=2) + "\n")
     headers = {
@@ -406,9 +399,10 @@ def train(args: Args) -> tuple[Actor, Critic, Tensor]:
     torch.set_num_threads(args.num_threads)
     torch.backends.cudnn.deterministic = args.torch_deterministic
     device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
-    switch_generator = torch.Generator().manual_seed(child_seed(args.seed, 0))
+    switch_generator = torch.Generator().manual_seed(child_seed(args.seed, 0, SWITCH_SEED))
 
     render_mode = "rgb_array" if args.capture_video else None
+    gym.logger.min_level = gym.logger.ERROR  # RecordVideo's warnings say nothing new
     make_envs = functools.partial(make_vec, args.env_id, args.seed, args.vectorization, render_mode)
     try:
         envs, eval_envs = make_envs(), None  # the second is made when it is first needed
@@ -440,7 +434,7 @@ def train(args: Args) -> tuple[Actor, Critic, Tensor]:
     episodic_return, episodic_length = np.zeros(N), np.zeros(N, dtype=np.int64)
     start_time = time.time()
     progress = tqdm(total=args.total_timesteps, unit="step", disable=None)
-    obs, _ = envs.reset(seed=child_seed(args.seed, 0))
+    obs, _ = envs.reset(seed=child_seed(args.seed, 0, TRAIN_SEED))
     for global_step in range(N, args.total_timesteps + N, N):
         if global_step <= args.learning_starts:
             actions = 2 * torch.rand(N, A) - 1
@@ -492,7 +486,7 @@ def train(args: Args) -> tuple[Actor, Critic, Tensor]:
             eval_envs = eval_envs or make_envs()
             video = {"video_folder": str(run_dir / "videos"), "name_prefix": f"step-{global_step}"}
             view = RecordVideo(eval_envs, **video, episode_trigger=lambda e: e == 0) if render_mode else eval_envs
-            seed = child_seed(args.seed, global_step, 1)
+            seed = child_seed(args.seed, global_step, EVAL_SEED)
             evaluation = evaluate(actor, view, metrics, args.eval_episodes, seed)
             for task, (episodic, length, success, *more) in zip(tasks, evaluation, strict=True):
                 csv.writer(files["evaluations"]).writerow([global_step, task, success, episodic, length, *more])
@@ -517,8 +511,8 @@ def train(args: Args) -> tuple[Actor, Critic, Tensor]:
 
 def main(argv: list[str]) -> None:
     """Train with the flags of the command line; integers may be written 1e6."""
-    args = [re.sub(r"((?:^|=)\d+)e(\d+)$", lambda match: match[1] + "0" * int(match[2]), word) for word in argv]
-    train(tyro.cli(Args, args=args))
+    words = [re.sub(r"(^|=)(\d+(\.\d+)?[eE]\+?\d+)$", lambda m: f"{m[1]}{float(m[2]):.15g}", word) for word in argv]
+    train(tyro.cli(Args, args=words))
 
 
 if __name__ == "__main__":

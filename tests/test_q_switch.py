@@ -199,9 +199,6 @@ def test_identical_policies_score_alike(dtype, tolerance):
         assert_close(scores, scores[:, :1].expand_as(scores), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the tie is tested with ==, and batched arithmetic rounds the copies differently"
-)
 def test_identical_policies_act_for_their_own_task():
     for dtype in (torch.float32, torch.float64):
         for chosen, _ in identical_policies(dtype):
