@@ -17,7 +17,6 @@ Letters: N tasks, P policies (= N), B batch per task, O observation, A action, K
 """
 
 import copy
-import csv
 import functools
 import importlib.metadata
 import itertools
@@ -61,7 +60,7 @@ class Args:
     seed: int = 1
     """seed of everything random"""
     torch_deterministic: bool = True
-    """use deterministic PyTorch kernels"""
+    """torch.backends.cudnn.deterministic; on CPU a run repeats exactly either way"""
     cuda: bool = True
     """train on the GPU if there is one"""
     num_threads: int = 1
@@ -79,7 +78,7 @@ class Args:
     capture_video: bool = False
     """record the first episodes of every evaluation into the run's videos/"""
 
-    total_timesteps: int = 40_000
+    total_timesteps: int = 48_000
     """length of training"""
     learning_starts: int = 2_000
     """uniformly random actions, and no training, until then"""
@@ -99,7 +98,7 @@ class Args:
     """loop turns (one step in every task) between trainings"""
     gradient_steps: int = 1
     """updates of all tasks at each training"""
-    alpha: float = 0.02
+    alpha: float = 0.2
     """entropy temperature: its first value, and with --no-autotune its only one"""
     autotune: bool = True
     """tune each task's alpha to the target entropy -A"""
@@ -205,7 +204,7 @@ def q_switch(actor, qf, alpha, obs, noise, gumbel, args: Args) -> tuple[Tensor, 
     N, O = obs.shape
     mean, log_std = (x.unsqueeze(2) for x in actor(obs.expand(N, N, O)))  # [P, N, 1, A]
     actions, log_prob = squash(mean, log_std, noise)  # [P, N, K, A], [P, N, K]
-    act = actions[:, :, 0].transpose(0, 1)  # [N, P, A]
+    first_actions = actions[:, :, 0].transpose(0, 1)  # [N, P, A]
     if args.switch_samples == 0:
         actions, log_prob = squash(mean, log_std, torch.zeros_like(noise))
     K, A = actions.shape[2:]
@@ -214,13 +213,13 @@ def q_switch(actor, qf, alpha, obs, noise, gumbel, args: Args) -> tuple[Tensor, 
     if args.switch_entropy:
         scores = scores - alpha[:, None, None] * log_prob.transpose(0, 1)
     scores = scores.mean(-1)  # [N, P]
-    keys = {"argmax": scores, "softmax": scores / args.switch_temperature + gumbel, "uniform": gumbel}
-    key = keys[args.switch_rule]
-    # A tie, up to rounding, goes to the task's own policy, then to the lowest index.
+    rules = {"argmax": scores, "softmax": scores / args.switch_temperature + gumbel, "uniform": gumbel}
+    key = rules[args.switch_rule]  # [N, P], the highest is chosen
+    # A tie, up to rounding (a relative 1e-5), goes to the task's own policy, then to the lowest index.
     best = key.amax(1, keepdim=True)
     ties = key >= best - 1e-5 * best.abs().clamp(min=1)  # [N, P]
     policies = torch.where(ties.diagonal(), torch.arange(N, device=obs.device), ties.int().argmax(1))
-    return policies, act, scores
+    return policies, first_actions, scores
 
 
 @torch.no_grad()
@@ -339,7 +338,8 @@ def evaluate(actor: Actor, envs: gym.vector.VectorEnv, metrics: list[str], episo
     0-or-1 metrics such as success: whether any step had it, as in Meta-World).
     """
     obs, _ = envs.reset(seed=seed)
-    episode = np.zeros((envs.num_envs, 2 + len(metrics)))
+    start = [0.0, 0.0] + [-np.inf] * len(metrics)
+    episode = np.tile(start, (envs.num_envs, 1))  # [N, 2 + M]
     finished = [[] for _ in range(envs.num_envs)]
     while min(map(len, finished)) < episodes:
         mean, _ = actor(to_tensor(obs, actor).unsqueeze(1))  # [N, 1, A]
@@ -351,7 +351,7 @@ def evaluate(actor: Actor, envs: gym.vector.VectorEnv, metrics: list[str], episo
         episode[:, 2:] = np.maximum(episode[:, 2:], values)
         for i in np.flatnonzero(dones):
             finished[i].append(episode[i].copy())
-        episode[dones] = 0
+        episode[dones] = start
     return np.stack([np.mean(rows[:episodes], axis=0) for rows in finished])
 
 
@@ -365,26 +365,36 @@ def result_table(global_step: int, tasks: list[str], evaluation: np.ndarray, mix
     return "\n".join([head, *(f"{name:{width}}  {s:7.2f}  {r:8.1f}  {p:10.2f}" for name, s, r, p in rows)])
 
 
-def open_run(args: Args, tasks: list[str], metrics: list[str]) -> tuple[Path, dict[str, TextIO]]:
-    """Make the folder of the run with args.json and the CSV files; returns it and the open files by name."""
+def open_run(args: Args, tasks: list[str], metrics: list[str]) -> tuple[Path, TextIO, TextIO]:
+    """Make the folder of the run with args.json. Returns it, evaluations.csv and mixture.csv, open and with headers."""
     run_dir = Path(args.run_dir or f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}")
     if run_dir.exists():
         fail(f"{run_dir} already exists; choose another --run-dir")
     run_dir.mkdir(parents=True)
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    git = subprocess.run("git rev-parse HEAD", shell=True, cwd=Path(__file__).parent, capture_output=True, text=True)
     packages = ("torch", "numpy", "gymnasium", "mujoco", "metaworld")
     versions = {name: importlib.metadata.version(name) for name in packages}
     versions["python"] = sys.version.split()[0]
     record = {"args": asdict(args), "tasks": tasks, "versions": versions, "git_commit": git.stdout.strip() or None}
     (run_dir / "args.json").write_text(json.dumps(record, indent=2) + "\n")
-    headers = {
-        "evaluations": ("global_step", "task", "success_rate", "episodic_return", "episodic_length", *metrics[1:]),
-        "mixture": ("global_step", "task", "policy", "probability"),
-    }
-    files = {name: open(run_dir / f"{name}.csv", "w", newline="", buffering=1) for name in headers}
-    for name, header in headers.items():
-        csv.writer(files[name]).writerow(header)
-    return run_dir, files
+    evaluations, mixtures = (open(run_dir / name, "w", buffering=1) for name in ("evaluations.csv", "mixture.csv"))
+    print("global_step,task,success_rate,episodic_return,episodic_length", *metrics[1:], sep=",", file=evaluations)
+    print("global_step,task,policy,probability", file=mixtures)
+    return run_dir, evaluations, mixtures
+
+
+def log_evaluation(global_step, tasks, metrics, evaluation, mixture, evaluations, mixtures, writer) -> None:
+    """Append an evaluation [N, 2 + M] and a mixture [N, P] (NaN before any) to the CSV files and to TensorBoard."""
+    for task, (episodic_return, length, success, *more) in zip(tasks, evaluation.tolist(), strict=True):
+        print(global_step, task, success, episodic_return, length, *more, sep=",", file=evaluations)
+        names = ("episodic_return", "episodic_length", "success_rate", *metrics[1:])
+        for name, value in zip(names, (episodic_return, length, success, *more), strict=True):
+            writer.add_scalar(f"eval/{name}/{task}", value, global_step)
+    writer.add_scalar("eval/success_rate", evaluation[:, 2].mean(), global_step)
+    for (i, j), probability in np.ndenumerate(mixture):
+        if not np.isnan(probability):
+            print(global_step, tasks[i], tasks[j], probability, sep=",", file=mixtures)
+            writer.add_scalar(f"switch/{tasks[i]}/{tasks[j]}", probability, global_step)
 
 
 def fail(message: object) -> NoReturn:
@@ -408,15 +418,17 @@ def train(args: Args) -> tuple[Actor, Critic, Tensor]:
         envs, eval_envs = make_envs(), None  # the second is made when it is first needed
     except ValueError as error:
         fail(error)
+    if envs.render_mode != render_mode:
+        fail(f"--capture-video: {args.env_id} cannot render an rgb_array")
     N, O, A = envs.num_envs, envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
     tasks = list(TASKS.get(args.env_id, (f"task-{i}" for i in range(N))))
     metrics = ["success", *envs.metadata.get("metrics", ())]
-    run_dir, files = open_run(args, tasks, metrics)
+    run_dir, evaluations, mixtures = open_run(args, tasks, metrics)
     if args.track:
         import wandb
 
-        project, entity = args.wandb_project_name, args.wandb_entity
-        wandb.init(project=project, entity=entity, name=run_dir.name, config=asdict(args), sync_tensorboard=True)
+        config = {"project": args.wandb_project_name, "entity": args.wandb_entity, "config": asdict(args)}
+        wandb.init(**config, name=run_dir.name, sync_tensorboard=True)
     writer = SummaryWriter(run_dir)
 
     actor = Actor(N, O, A, args.hidden_sizes).to(device)
@@ -429,7 +441,6 @@ def train(args: Args) -> tuple[Actor, Critic, Tensor]:
     rb = ReplayBuffer(N, min(args.buffer_size, -(-args.total_timesteps // N)), O, A, device)
 
     own, policies, counts = torch.arange(N), torch.arange(N), np.zeros((N, N))
-    mixture = np.full((N, N), np.nan)
     eval_frequency = args.eval_frequency or max(args.total_timesteps // 10, 1)
     episodic_return, episodic_length = np.zeros(N), np.zeros(N, dtype=np.int64)
     start_time = time.time()
@@ -488,23 +499,18 @@ def train(args: Args) -> tuple[Actor, Critic, Tensor]:
             view = RecordVideo(eval_envs, **video, episode_trigger=lambda e: e == 0) if render_mode else eval_envs
             seed = child_seed(args.seed, global_step, EVAL_SEED)
             evaluation = evaluate(actor, view, metrics, args.eval_episodes, seed)
-            for task, (episodic, length, success, *more) in zip(tasks, evaluation, strict=True):
-                csv.writer(files["evaluations"]).writerow([global_step, task, success, episodic, length, *more])
-                writer.add_scalar(f"eval/success_rate/{task}", success, global_step)
-                writer.add_scalar(f"eval/episodic_return/{task}", episodic, global_step)
-            writer.add_scalar("eval/success_rate", evaluation[:, 2].mean(), global_step)
-            if counts.any():
-                mixture = counts / counts.sum(1, keepdims=True)
-                counts[:] = 0
-                for i, j in itertools.product(range(N), range(N)):
-                    csv.writer(files["mixture"]).writerow([global_step, tasks[i], tasks[j], mixture[i, j]])
-                for task, share in zip(tasks, mixture.diagonal(), strict=True):
-                    writer.add_scalar(f"switch/own_policy/{task}", share, global_step)
+            with np.errstate(invalid="ignore"):
+                mixture = counts / counts.sum(1, keepdims=True)  # NaN while actions are random
+            counts[:] = 0
+            log_evaluation(global_step, tasks, metrics, evaluation, mixture, evaluations, mixtures, writer)
             progress.set_postfix(success=f"{evaluation[:, 2].mean():.2f}")
             table = result_table(global_step, tasks, evaluation, mixture)
-            if not progress.disable:
+            if not progress.disable and global_step < args.total_timesteps:
                 tqdm.write(table)
-    progress.close()
+    for resource in (progress, writer, evaluations, mixtures, envs, eval_envs):
+        resource.close()
+    if args.track:
+        wandb.finish()
     print(f"{table}\nresults in {run_dir}")
     return actor, qf, log_alpha
 

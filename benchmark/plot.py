@@ -72,11 +72,10 @@ def plot_run(run_dir: Path) -> Path:
 
 def main(argv: list[str]) -> None:
     """Plot the run that is named, or else the newest."""
-    runs = [Path(word) for word in argv] or sorted(
-        (path.parent for path in Path("runs").glob("**/mixture.csv")), key=lambda run: run.stat().st_mtime
-    )
-    if not runs or not (runs[-1] / "mixture.csv").exists():
-        print(f"plot.py: error: no run in {runs[-1] if runs else 'runs/'}", file=sys.stderr)
+    newest = sorted(Path("runs").glob("**/mixture.csv"), key=lambda path: path.stat().st_mtime)
+    runs = [Path(word) for word in argv] or [path.parent for path in newest]
+    if not runs or not (runs[-1] / "mixture.csv").exists() or not read(runs[-1] / "mixture.csv"):
+        print(f"plot.py: error: no run with a mixture in {runs[-1] if runs else 'runs/'}", file=sys.stderr)
         raise SystemExit(2)
     print(f"plots in {plot_run(runs[-1])}")
 

@@ -6,6 +6,7 @@ A run counts as solved for a task if the task's success is 1 in the last evaluat
 """
 
 import csv
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ class Args:
     jobs: int = 1
     """runs at a time; each uses one core"""
     runs: Path = ROOT / "runs" / "pointreach"
-    """where the run folders go; finished ones are not run again"""
+    """where the run folders go; finished ones are not run again, so delete them after a change of the code"""
     output: Path = ROOT / "benchmark" / "results" / "pointreach.csv"
     """the results: script, qmp, seed, global_step, task, success_rate, episodic_return"""
 
@@ -37,6 +38,7 @@ def run(script: str, runs: Path, qmp: bool, seed: int) -> list[dict]:
     """Train once, unless it was done before. Returns the rows of evaluations.csv, with script, qmp and seed."""
     run_dir = runs / f"{Path(script).stem}__{'qmp' if qmp else 'base'}__{seed}"
     if not (run_dir / "done").exists():
+        shutil.rmtree(run_dir, ignore_errors=True)  # what an interrupted run left
         command = [sys.executable, script, "--seed", str(seed), "--run-dir", str(run_dir)]
         subprocess.run([*command, "--qmp" if qmp else "--no-qmp"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         (run_dir / "done").touch()

@@ -55,7 +55,8 @@ class TaskSeeds(VectorWrapper):
     """Seeds every task from its own child of `numpy.random.SeedSequence(seed)`.
 
     Gymnasium's vector environments seed task i with seed + i, so that task 1 of seed 1 repeats task 0 of seed 2;
-    children of a seed sequence never overlap. The first `reset()` without a seed uses the seed given here.
+    children of a seed sequence never overlap. The first `reset()` without a seed uses the seed given here. A vector
+    environment of another kind gets the seed as it is.
     """
 
     def __init__(self, env: VectorEnv, seed: int):
@@ -66,7 +67,7 @@ class TaskSeeds(VectorWrapper):
         """Reset all tasks; `seed` (int >= 0) makes the episodes that follow repeatable. Returns (obs [N, O], infos)."""
         seed = self._first_seed if seed is None else seed
         self._first_seed = None
-        if seed is not None:
+        if seed is not None and isinstance(self.unwrapped, SyncVectorEnv | AsyncVectorEnv):
             seed = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(self.num_envs)]
         return self.env.reset(seed=seed, options=options)
 

@@ -20,7 +20,7 @@ class Drift(gym.Env):
     metadata = {"metrics": ("distance",)}
 
     def __init__(self, task):
-        self.task, self.actions = task, []
+        self.task, self.actions, self.sign = task, [], 1
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -32,7 +32,13 @@ class Drift(gym.Env):
         self.steps += 1
         obs = np.array([100.0 * self.task + self.steps])
         ended = self.steps == 2 + self.task
-        return obs, 1.0, ended and self.task == 0, False, {"success": float(ended), "distance": float(self.steps)}
+        return (
+            obs,
+            1.0,
+            ended and self.task == 0,
+            False,
+            {"success": float(ended), "distance": float(self.sign * self.steps)},
+        )
 
 
 def make_drift(seed, vectorization, render_mode):
@@ -141,9 +147,37 @@ def test_custom_environment_gets_actions_in_its_own_range():
     assert [env.unwrapped.actions for env in vec.unwrapped.envs] == [[1.0], [-2.0], [2.0]]
 
 
-@pytest.mark.parametrize("task", range(4))
-def test_pointreach_check_env(task):
-    check_env(gym.make("qmp/PointReach-v0", task=task, render_mode="rgb_array").unwrapped)
+@pytest.mark.filterwarnings("ignore:.*(infinity|render).*")
+@pytest.mark.parametrize("env_id", ["PointReach-v0", "MetaWorldMT10-v3"])
+def test_check_env(env_id):
+    for task in range(len(envs.TASKS[env_id])):
+        check_env(gym.make(f"qmp/{env_id}", task=task).unwrapped, skip_render_check=True)
+
+
+def test_pointreach_check_env_with_rendering():
+    check_env(gym.make("qmp/PointReach-v0", task=3, render_mode="rgb_array").unwrapped)
+
+
+class Plain(gym.vector.VectorEnv):
+    """A user's vector environment that is neither of Gymnasium's."""
+
+    num_envs = 2
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    single_observation_space = gym.spaces.Box(-1, 1, (1,))
+    single_action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.uniform(size=(2, 1)), {}
+
+
+def make_plain(seed, vectorization, render_mode):
+    return Plain()
+
+
+def test_other_vector_environments_get_the_seed_as_it_is():
+    vec = envs.make_vec("test_envs:make_plain", 5)
+    assert vec.reset()[0].tolist() == vec.reset(seed=5)[0].tolist() != vec.reset(seed=6)[0].tolist()
 
 
 @pytest.mark.parametrize("task", [-1, 4, 0.5])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
 import envs
@@ -59,7 +60,7 @@ def test_a_run_learns_and_logs(tmp_path, monkeypatch):
         for a, b in zip(before.parameters(), after.parameters(), strict=True):
             assert torch.isfinite(b).all()
             assert all(not torch.equal(x, y) for x, y in zip(a, b, strict=True))  # every slice of every layer moved
-    assert (result[2] != np.log(0.02)).all()
+    assert (result[2] != np.log(0.2)).all()
 
     losses = {tag: value for tag, value in scalars.items() if tag.startswith("losses/")}
     names = {"qf1_values", "qf2_values", "qf1_loss", "qf2_loss", "actor_loss", "entropy", "alpha", "alpha_loss"}
@@ -230,3 +231,55 @@ def test_readme_shows_the_script():
     snippet = re.search(r"```python\n# qmp_sac\.py, q_switch\n(.*?)```", readme, re.S)[1]
     assert snippet.count("\n") > 10
     assert snippet in re.sub("^    ", "", script, flags=re.M)
+
+
+def test_tensorboard_has_the_numbers_of_the_csv(tmp_path):
+    run(tmp_path / "run", "--env-id", "test_envs:make_drift", "--alpha", "1", "--total-timesteps", "300")
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    last = {row["task"]: row for row in rows(tmp_path / "run", "evaluations")}
+    for task, row in last.items():
+        for name in ("success_rate", "episodic_return", "episodic_length", "distance"):
+            assert events.Scalars(f"eval/{name}/{task}")[-1].value == pytest.approx(float(row[name]))
+    for row in rows(tmp_path / "run", "mixture")[-9:]:
+        value = events.Scalars(f"switch/{row['task']}/{row['policy']}")[-1].value
+        assert value == pytest.approx(float(row["probability"]))
+
+
+def test_negative_metrics_survive():
+    vec = envs.make_vec("test_envs:make_drift", 1)
+    actor = qmp_sac.Actor(3, 1, 1, (4,))
+    for env in vec.unwrapped.envs:
+        env.unwrapped.sign = -1
+    evaluation = qmp_sac.evaluate(actor, vec, ["success", "distance"], 2, seed=1)
+    assert evaluation[:, 3].tolist() == [-1, -1, -1]  # the highest of -1, -2, ...
+    assert evaluation[:, :3].tolist() == [[2, 2, 1], [3, 3, 1], [4, 4, 1]]
+
+
+def test_plots(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmark")
+    import plot
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        plot.main([])
+    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    run(tmp_path / "runs" / "old")
+    run(tmp_path / "runs" / "new")
+    plot.main([])
+    assert (tmp_path / "runs" / "new" / "plots.png").stat().st_size > 10_000
+    assert "runs/new/plots.png" in capsys.readouterr().out
+    plot.main(["runs/old"])
+    assert (tmp_path / "runs" / "old" / "plots.png").exists()
+
+
+def test_picture(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmark")
+    import picture
+
+    (tmp_path / "benchmark").mkdir()
+    monkeypatch.setattr(picture, "ROOT", tmp_path)
+    monkeypatch.setattr(picture, "STAGES", {"early": 2_400, "late": 4_400})
+    monkeypatch.setattr(picture, "EPISODES", 1)
+    picture.main()
+    assert (tmp_path / "benchmark" / "results" / "qmp.png").stat().st_size > 10_000
