@@ -78,7 +78,7 @@ class Args:
     capture_video: bool = False
     """record the first episodes of every evaluation into the run's videos/"""
 
-    total_timesteps: int = 48_000
+    total_timesteps: int = 40_000
     """length of training"""
     learning_starts: int = 2_000
     """uniformly random actions, and no training, until then"""

@@ -22,7 +22,7 @@ import qmp_sac  # noqa: E402
 from envs import pointreach  # noqa: E402
 
 EPISODES = 12
-STAGES = {"early": 8_000, "late": 48_000}  # a short run is the beginning of a long one with the same seed
+STAGES = {"early": 8_000, "late": 40_000}  # a short run is the beginning of a long one with the same seed
 
 
 def collect(agent: tuple, args: qmp_sac.Args) -> list[np.ndarray]:
@@ -66,7 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for (stage, steps), panel in zip(STAGES.items(), axes, strict=False):
             run_dir = Path(folder) / stage
-            args = qmp_sac.Args(total_timesteps=steps, eval_frequency=4_800, run_dir=str(run_dir))
+            args = qmp_sac.Args(total_timesteps=steps, eval_frequency=4_000, run_dir=str(run_dir))
             draw_episodes(panel, collect(qmp_sac.train(args), args))
             panel.set_title(f"Task 3 collects data, {stage} ({steps:,} steps)")
         _, mixture = read_mixture(run_dir, tasks)
