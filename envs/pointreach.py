@@ -21,9 +21,9 @@ Success: within 0.25 of the goal, at any step of the episode.
 
 Why these choices: SAC starts out optimistic where it has not been (unvisited actions have seen no cost yet), which in
 an open square is enough to find any goal. The block turns that against it: the unvisited side is straight behind it.
-With QMP most early steps are other tasks' moves, and these can carry the point over the block. All three dense goals lie
-beyond it, around goal 3, so that any mix of their policies drifts there. Costs are counted in steps, not distances, so
-that they outweigh SAC's entropy bonus from the start. How often that succeeds is in the README.
+With QMP most early steps are other tasks' moves, and these can carry the point over the block. All three dense goals
+lie beyond it, around goal 3, so that any mix of their policies drifts there. Costs are counted in steps, not distances,
+so that they outweigh SAC's entropy bonus from the start. How often that succeeds is in the README.
 """
 
 import gymnasium as gym
