@@ -22,8 +22,8 @@ Success: within 0.2 of the goal, at any step of the episode.
 
 Why these choices: SAC starts out optimistic where it has not been (unvisited actions have seen no cost yet), which in
 an open square is enough to find any goal. The block turns that against it: the unvisited side is straight behind it.
-With QMP most early steps are other tasks' moves, and these can carry the point over the block. Goal 0 lies past the bend
-of the way, goal 1 above the block, goal 2 beside goal 3. Costs are counted in steps, not distances, so that they
+With QMP most early steps are other tasks' moves, and these can carry the point over the block. Goal 0 lies past the
+bend of the way, goal 1 above the block, goal 2 beside goal 3. Costs are counted in steps, not distances, so that they
 outweigh SAC's entropy bonus from the start. How often that succeeds is in the README.
 """
 
