@@ -3,12 +3,11 @@
 The illustration of QMP: a point starts bottom-left and must go up, over a block that stands on the floor, to the right.
 
     +--------------------+
-    |                    |
-    |            1  3    |     0, 1, 2: dense reward        3: sparse reward, seldom found alone
-    |      0          2  |
-    |                    |     The ways to 0, 1 and 2 are, piece by piece, the way to 3; whoever runs straight towards
-    |      #######       |     the unknown right side instead of following them runs into the block.
-    |  S   #######       |
+    |               1    |     0, 1, 2: dense reward        3: sparse reward, seldom found alone
+    |          0    3  2 |
+    |      #####         |     The ways to 0, 1 and 2 are, piece by piece, the way to 3; whoever runs straight towards
+    |      #####         |     the unknown right side instead of following them runs into the block.
+    |  S   #####         |
     +--------------------+
 
 Action, float32 in [-1, 1], shape (2,): the move along x and y, in units of 0.1. A move that would end in the block
@@ -17,14 +16,14 @@ Observation, float32, shape (2,): the position (x, y). The goal is not observed:
 Reward: tasks 0-2: minus the distance to the goal in full steps (distance / 0.1). Task 3: -10 a step, 0 inside the goal.
 Minimum reward -24.
 Start: (-0.8, -0.8), each coordinate with uniform noise of +-0.05. Episodes never terminate; registration limits them to
-50 steps, of which the way to goal 3 takes about 17.
-Success: within 0.2 of the goal, at any step of the episode.
+50 steps, of which the way to goal 3 takes about 15.
+Success: within 0.25 of the goal, at any step of the episode.
 
 Why these choices: SAC starts out optimistic where it has not been (unvisited actions have seen no cost yet), which in
 an open square is enough to find any goal. The block turns that against it: the unvisited side is straight behind it.
-With QMP most early steps are other tasks' moves, and these can carry the point over the block. Goal 0 lies past the
-bend of the way, goal 1 above the block, goal 2 beside goal 3. Costs are counted in steps, not distances, so that they
-outweigh SAC's entropy bonus from the start. How often that succeeds is in the README.
+With QMP most early steps are other tasks' moves, and these can carry the point over the block. All three dense goals
+lie beyond it, around goal 3, so that any mix of their policies drifts there. Costs are counted in steps, not distances,
+so that they outweigh SAC's entropy bonus from the start. How often that succeeds is in the README.
 """
 
 import gymnasium as gym
@@ -34,9 +33,9 @@ from PIL import Image, ImageDraw
 TASKS = ("reach-bend", "reach-beyond", "reach-right", "reach-far-sparse")
 STEP = 0.1
 START, START_NOISE = np.array([-0.8, -0.8]), 0.05
-BLOCK = np.array([[-0.4, -1.0], [0.3, 0.0]])  # lower left and upper right corner
-GOALS = np.array([[-0.4, 0.5], [0.2, 0.6], [0.8, 0.5], [0.6, 0.6]])
-RADIUS = 0.2
+BLOCK = np.array([[-0.4, -1.0], [0.1, 0.1]])  # lower left and upper right corner
+GOALS = np.array([[0.0, 0.5], [0.5, 0.9], [0.9, 0.4], [0.5, 0.5]])
+RADIUS = 0.25
 SPARSE_COST = 10.0
 COLORS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40))  # of tasks and of their policies
 
