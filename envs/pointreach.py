@@ -1,12 +1,12 @@
-"""PointReach: four goals on a square, a block in the way, and one goal too rarely rewarded to be found alone.
+"""PointReach: four goals on a square, a block in the way, and one goal that is rewarded only when it is reached.
 
 The illustration of QMP: a point starts bottom-left and must go up, over a block that stands on the floor, to the right.
 
     +--------------------+
-    |               1    |     0, 1, 2: dense reward        3: sparse reward, seldom found alone
+    |               1    |     0, 1, 2: dense reward        3: sparse reward
     |          0    3  2 |
-    |      #####         |     The ways to 0, 1 and 2 are, piece by piece, the way to 3; whoever runs straight towards
-    |      #####         |     the unknown right side instead of following them runs into the block.
+    |      #####         |     The ways to 0, 1 and 2 are, piece by piece, the way to 3; whoever runs straight to the
+    |      #####         |     unknown right side instead of following them runs into the block.
     |  S   #####         |
     +--------------------+
 
@@ -20,10 +20,10 @@ Start: (-0.8, -0.8), each coordinate with uniform noise of +-0.05. Episodes neve
 Success: within 0.25 of the goal, at any step of the episode.
 
 Why these choices: SAC starts out optimistic where it has not been (unvisited actions have seen no cost yet), which in
-an open square is enough to find any goal. The block turns that against it: the unvisited side is straight behind it.
+an open square is enough to find any goal. The block hinders that: the unvisited side is straight behind it.
 With QMP most early steps are other tasks' moves, and these can carry the point over the block. All three dense goals
 lie beyond it, around goal 3, so that any mix of their policies drifts there. Costs are counted in steps, not distances,
-so that they outweigh SAC's entropy bonus from the start. How often that succeeds is in the README.
+so that they outweigh SAC's entropy bonus from the start. How often each method succeeds is in the README.
 """
 
 import gymnasium as gym
