@@ -1,6 +1,6 @@
 """Draw QMP at work on PointReach: who acts for the sparse task, early and late in training, and the mixture.
 
-python benchmark/picture.py    # about three minutes; writes benchmark/results/qmp.png
+python benchmark/picture.py    # a few minutes; writes benchmark/results/qmp.png
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Does QMP solve PointReach, and does its base method not? Ten seeds of each; the evidence behind the default task.
+"""Does QMP solve PointReach, and does its base method not? Ten seeds of each, unless told otherwise.
 
     python benchmark/pointreach.py --jobs 2     # results to benchmark/results/pointreach.csv
 

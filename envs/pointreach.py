@@ -20,7 +20,7 @@ Start: (-0.8, -0.8), each coordinate with uniform noise of +-0.05. Episodes neve
 Success: within 0.25 of the goal, at any step of the episode.
 
 Why these choices: SAC starts out optimistic where it has not been (unvisited actions have seen no cost yet), which in
-an open square is enough to find any goal. The block hinders that: the unvisited side is straight behind it.
+an open square can be enough to find the goal. The block hinders that: the unvisited side is straight behind it.
 With QMP most early steps are other tasks' moves, and these can carry the point over the block. All three dense goals
 lie beyond it, around goal 3, so that any mix of their policies drifts there. Costs are counted in steps, not distances,
 so that they outweigh SAC's entropy bonus from the start. How often each method succeeds is in the README.
