@@ -22,36 +22,33 @@ import qmp_sac  # noqa: E402
 from envs import pointreach  # noqa: E402
 
 EPISODES = 12
-STAGES = {"early": 8_000, "late": 40_000}  # a short run is the beginning of a long one with the same seed
+STAGES = {"early": 8_000, "late": 40_000}  # steps
+FREQUENCY = 4_000  # of evaluations and checkpoints: with it a short run is the beginning of a long one
 
 
-def collect(agent: tuple, args: qmp_sac.Args) -> list[np.ndarray]:
+def collect(agent: qmp_sac.Agent, args: qmp_sac.Args) -> list[np.ndarray]:
     """Collect episodes of the last task with the mixture, as training does. Returns (policy, x, y) rows for each."""
-    actor, qf, log_alpha = agent
     vec = envs.make_vec(args.env_id, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    policies, due = torch.arange(vec.num_envs), torch.ones(vec.num_envs, dtype=torch.bool)
+    mixture = qmp_sac.Mixture(agent, args, torch.Generator().manual_seed(0))
     sparse = vec.unwrapped.envs[-1].unwrapped
     obs, _ = vec.reset()
-    episodes = []
+    episodes, episodic_length = [], np.zeros(vec.num_envs)
     while len(episodes) < EPISODES:
-        obs = qmp_sac.to_tensor(obs, actor)
-        actions, policies = qmp_sac.select_actions(actor, qf, log_alpha, obs, policies, due, args, generator)
-        vec.unwrapped.set_attr("acting_policy", policies.tolist())
+        actions = mixture(obs, episodic_length)
+        vec.unwrapped.set_attr("acting_policy", mixture.policies.tolist())
         trajectory = sparse.trajectory
         obs, _, _, truncations, _ = vec.step(actions.numpy())
+        episodic_length = np.where(truncations, 0, episodic_length + 1)
         if truncations[-1]:
             episodes.append(np.array(trajectory))
     return episodes
 
 
 def draw_episodes(axes, episodes: list[np.ndarray]) -> None:
-    """The square, the block, the goals, and every step in the colour of the policy that took it."""
+    """The square, the goals, and every step in the colour of the policy that took it."""
     colors = np.array(pointreach.COLORS) / 255
-    corner, opposite = pointreach.BLOCK
-    axes.add_patch(plt.Rectangle(corner, *(opposite - corner), color="0.6"))
     for i, goal in enumerate(pointreach.GOALS):
-        axes.add_patch(plt.Circle(goal, pointreach.RADIUS, fill=False, color=colors[i], linewidth=3 if i == 3 else 1))
+        axes.add_patch(plt.Circle(goal, pointreach.RADII[i], fill=False, color=colors[i], linewidth=3 if i == 3 else 1))
         axes.text(*goal, i, ha="center", va="center", color=colors[i])
     for episode in episodes:
         for a, b in zip(episode, episode[1:], strict=False):
@@ -66,7 +63,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for (stage, steps), panel in zip(STAGES.items(), axes, strict=False):
             run_dir = Path(folder) / stage
-            args = qmp_sac.Args(total_timesteps=steps, eval_frequency=4_000, run_dir=str(run_dir))
+            frequencies = {"eval_frequency": FREQUENCY, "checkpoint_frequency": FREQUENCY}
+            args = qmp_sac.Args(total_timesteps=steps, run_dir=str(run_dir), **frequencies)
             draw_episodes(panel, collect(qmp_sac.train(args), args))
             panel.set_title(f"Task 3 collects data, {stage} ({steps:,} steps)")
         _, mixture = read_mixture(run_dir, tasks)

@@ -130,7 +130,7 @@ def choose_opengl() -> str:
 
 
 def _make_custom(env_id: str, seed: int, vectorization: str, render_mode: str | None) -> VectorEnv:
-    """Call the user's function named by `package.module:function` and check what it returns."""
+    """Call the user's function named by `package.module:function`, check what it returns and try one step of it."""
     module, _, function = env_id.partition(":")
     if os.getcwd() not in sys.path:  # the module may lie where the command is given
         sys.path.append(os.getcwd())
@@ -142,7 +142,20 @@ def _make_custom(env_id: str, seed: int, vectorization: str, render_mode: str | 
         raise ValueError(f"'{env_id}' returned {type(envs).__name__}, not a gymnasium.vector.VectorEnv")
     if envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
         raise ValueError(f"'{env_id}' must use autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP")
-    space = envs.single_action_space
-    if not (isinstance(space, gym.spaces.Box) and space.is_bounded() and len(space.shape) == 1):
-        raise ValueError(f"'{env_id}' needs a bounded, flat Box of actions, but has {space}")
-    return envs if np.all(space.low == -1) and np.all(space.high == 1) else RescaleAction(envs, -1.0, 1.0)
+    actions, observations = envs.single_action_space, envs.single_observation_space
+    if not (isinstance(actions, gym.spaces.Box) and actions.is_bounded() and len(actions.shape) == 1):
+        raise ValueError(f"'{env_id}' needs a bounded, flat Box of actions, but has {actions}")
+    if not (isinstance(observations, gym.spaces.Box) and len(observations.shape) == 1):
+        raise ValueError(f"'{env_id}' needs a flat Box of observations, but has {observations}")
+    if not (np.all(actions.low == -1) and np.all(actions.high == 1)):
+        envs = RescaleAction(envs, -1.0, 1.0)
+    try:
+        envs.reset(seed=seed)
+        infos = envs.step(np.zeros(envs.action_space.shape, np.float32))[-1]
+    except Exception as error:
+        raise ValueError(f"the first step of '{env_id}' fails: {type(error).__name__}: {error}") from error
+    for name in ("success", *envs.metadata.get("metrics", ())):
+        told = [part.get(f"_{name}", name in part) for part in (infos, infos.get("final_info", {}))]
+        if not np.all(np.logical_or(*told)):
+            raise ValueError(f"info['{name}'] is missing from the steps of '{env_id}'")
+    return envs
