@@ -4,6 +4,8 @@
     python qmp_sac.py --no-qmp                                  # the base method alone: N separate SAC agents
     python qmp_sac.py --env-id MetaWorldMT10-v3 --total-timesteps 1e6 --batch-size 256 --train-frequency 10
     python qmp_sac.py --env-id my_package.my_module:make_envs   # your own tasks
+    python qmp_sac.py --run-dir runs/x --resume                 # go on where the run in runs/x was stopped
+    python qmp_sac.py --run-dir runs/x --eval-only              # measure its policies and its mixtures
     python qmp_sac.py --help
 
 Q-switch Mixture of Policies (Zhang et al., ICLR 2025, arXiv 2302.00671). Each task i has its own policy pi_i, twin
@@ -16,24 +18,32 @@ and nothing else changes: every policy and critic is trained by soft actor-criti
 Letters: N tasks, P policies (= N), B batch per task, O observation, A action, K samples per candidate policy.
 """
 
+import contextlib
 import copy
 import functools
 import importlib.metadata
+import io
 import itertools
 import json
 import math
 import os
+import pickle
 import re
+import secrets
+import signal
 import subprocess
 import sys
 import time
 from collections import namedtuple
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from decimal import Decimal
 from pathlib import Path
-from typing import Literal, NoReturn, TextIO
+from typing import BinaryIO, Literal, NoReturn, TextIO
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 import tyro
@@ -47,6 +57,11 @@ from envs import TASKS, make_vec
 
 LOG_STD_MIN, LOG_STD_MAX = -20, 2
 TRAIN_SEED, EVAL_SEED, SWITCH_SEED = 1, 2, 3  # streams of random numbers, see `child_seed`
+SCRIPT = Path(__file__).name
+MAY_CHANGE = set(  # on --resume
+    "total_timesteps eval_frequency eval_episodes checkpoint_frequency capture_video track wandb_project_name "
+    "wandb_entity cuda num_threads vectorization run_dir resume eval_only".split()
+)
 
 
 @dataclass
@@ -69,6 +84,12 @@ class Args:
     """step the tasks in this process, or in a process each"""
     run_dir: str | None = None
     """folder of the run; default runs/{env_id}__{exp_name}__{seed}__{time}"""
+    checkpoint_frequency: int = 0
+    """steps between checkpoints, and always one at the end; 0 means a tenth of the training"""
+    resume: bool = False
+    """continue the run in --run-dir, with its arguments"""
+    eval_only: bool = False
+    """evaluate the run in --run-dir, each task with its own policy and with its mixture"""
     track: bool = False
     """log to Weights & Biases too"""
     wandb_project_name: str = "qmp"
@@ -117,8 +138,8 @@ class Args:
     """best candidate (QMP), or draw one by score, or draw any"""
     switch_temperature: float = 1.0
     """of --switch-rule softmax"""
-    switch_period: int = 1
-    """steps of an episode for which a task keeps the policy it chose"""
+    switch_period: int = 10
+    """steps of an episode for which a task keeps the policy it chose; 1 is the paper's QMP"""
     own_policy_prob: float = 0.0
     """chance to skip the switch and act with the task's own policy"""
 
@@ -253,21 +274,35 @@ class ReplayBuffer:
 
     def __init__(self, N: int, capacity: int, O: int, A: int, device: torch.device):
         shapes = Batch(obs=(O,), actions=(A,), rewards=(), next_obs=(O,), terminations=())
-        self.data = Batch(*(torch.empty(N, capacity, *shape, device=device) for shape in shapes))
-        self.rows = torch.arange(N, device=device).unsqueeze(1)  # [N, 1]
+        self.data = Batch(*(torch.empty(capacity, N, *shape, device=device) for shape in shapes))
+        self.tasks = torch.arange(N, device=device).unsqueeze(1)  # [N, 1]
         self.capacity, self.pos, self.size = capacity, 0, 0
 
     def add(self, *transition: np.ndarray) -> None:
         """Store one transition of every task; the arrays [N, ...] come in the order of `Batch`."""
         for field, value in zip(self.data, transition, strict=True):
-            field[:, self.pos] = torch.as_tensor(value, dtype=torch.float32)
+            field[self.pos] = torch.as_tensor(value, dtype=torch.float32)
         self.pos = (self.pos + 1) % self.capacity
         self.size = min(self.size + 1, self.capacity)
 
     def sample(self, batch_size: int) -> Batch:
         """Draw B transitions of each task, with replacement."""
-        index = torch.randint(self.size, (len(self.rows), batch_size), device=self.rows.device)  # [N, B]
-        return Batch(*(field[self.rows, index] for field in self.data))
+        index = torch.randint(self.size, (len(self.tasks), batch_size), device=self.tasks.device)  # [N, B]
+        return Batch(*(field[index, self.tasks] for field in self.data))
+
+    def state_dict(self) -> dict:
+        """The filled part, on CPU without a copy. (A slice in PyTorch would be saved with all of its storage.)"""
+        filled = {
+            name: torch.from_numpy(field[: self.size].cpu().numpy()) for name, field in self.data._asdict().items()
+        }
+        return {"pos": self.pos, "size": self.size, **filled}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Put back what `state_dict` gave; the capacity may have grown."""
+        self.size = state["size"]
+        self.pos = state["pos"] if self.size == self.capacity else self.size
+        for name, field in self.data._asdict().items():
+            field[: self.size] = state[name]
 
 
 def step_optimizer(optimizer: Adam, losses: Tensor) -> None:
@@ -320,6 +355,34 @@ def update_target(qf: Critic, qf_target: Critic, tau: float) -> None:
         target.lerp_(param, tau)
 
 
+# All that learning changes, of every task.
+Agent = namedtuple("Agent", ["actor", "qf", "qf_target", "log_alpha", "actor_optimizer", "q_optimizer", "a_optimizer"])
+
+
+def make_agent(N: int, O: int, A: int, args: Args, device: torch.device) -> Agent:
+    """New networks, temperatures and optimisers for N tasks."""
+    actor = Actor(N, O, A, args.hidden_sizes).to(device)
+    qf = Critic(N, O, A, args.hidden_sizes).to(device)
+    log_alpha = torch.full((N,), math.log(args.alpha), device=device, requires_grad=True)
+    actor_optimizer = Adam(actor.parameters(), lr=args.policy_lr, fused=True)
+    q_optimizer = Adam(qf.parameters(), lr=args.q_lr, fused=True)
+    a_optimizer = Adam([log_alpha], lr=args.q_lr, fused=True)
+    return Agent(actor, qf, copy.deepcopy(qf), log_alpha, actor_optimizer, q_optimizer, a_optimizer)
+
+
+def update(agent: Agent, data: Batch, args: Args) -> dict[str, Tensor]:
+    """One update of everything, for all tasks at once. Returns what to log, each [N]."""
+    actor, qf, qf_target, log_alpha, actor_optimizer, q_optimizer, a_optimizer = agent
+    noise = torch.randn(2, *data.actions.shape, device=log_alpha.device)  # [2, N, B, A]
+    info = update_critic(actor, qf, qf_target, log_alpha, q_optimizer, data, noise[0], args.gamma)
+    actor_info, log_prob = update_actor(actor, qf, log_alpha, actor_optimizer, data, noise[1])
+    info |= actor_info
+    if args.autotune:
+        info |= update_alpha(log_alpha, a_optimizer, log_prob, target_entropy=-noise.shape[-1])
+    update_target(qf, qf_target, args.tau)
+    return info | {"alpha": log_alpha.detach().exp()}
+
+
 def child_seed(seed: int, global_step: int, stream: int) -> int:
     """A seed for one stream of random numbers (1 or more) from one step on, independent of those of the others."""
     return int(np.random.SeedSequence((seed, global_step, stream)).generate_state(1)[0])
@@ -330,131 +393,294 @@ def final_or_step(infos: dict, name: str, dones: np.ndarray) -> np.ndarray:
     return np.where(dones, infos.get("final_info", {}).get(name, 0.0), infos.get(name, 0.0)).astype(np.float64)
 
 
-@torch.no_grad()
-def evaluate(actor: Actor, envs: gym.vector.VectorEnv, metrics: list[str], episodes: int, seed: int) -> np.ndarray:
-    """Run each task's own deterministic policy for `episodes` episodes.
+def evaluate(act: Callable, envs: gym.vector.VectorEnv, metrics: list[str], episodes: int, seed: int) -> np.ndarray:
+    """Run `episodes` episodes of every task with the actions [N, A] of act(obs [N, O], episodic_length [N]).
 
-    Returns means over episodes [N, 2 + M]: return, length, and the M metrics, each the highest of its episode (for
-    0-or-1 metrics such as success: whether any step had it, as in Meta-World).
+    Returns means over episodes [N, 2 + M]: success, return, length, further metrics. Of success and the metrics the
+    highest in the episode counts (for 0-or-1 metrics: whether any step had it, as in Meta-World).
     """
     obs, _ = envs.reset(seed=seed)
-    start = [0.0, 0.0] + [-np.inf] * len(metrics)
+    start = [-np.inf, 0.0, 0.0] + [-np.inf] * (len(metrics) - 1)
+    highest = [0, *range(3, len(start))]  # columns
     episode = np.tile(start, (envs.num_envs, 1))  # [N, 2 + M]
     finished = [[] for _ in range(envs.num_envs)]
     while min(map(len, finished)) < episodes:
-        mean, _ = actor(to_tensor(obs, actor).unsqueeze(1))  # [N, 1, A]
-        obs, rewards, terminations, truncations, infos = envs.step(torch.tanh(mean).squeeze(1).cpu().numpy())
+        obs, rewards, terminations, truncations, infos = envs.step(act(obs, episode[:, 2]).cpu().numpy())
         dones = terminations | truncations
-        episode[:, 0] += rewards
-        episode[:, 1] += 1
+        episode[:, 1] += rewards
+        episode[:, 2] += 1
         values = np.stack([final_or_step(infos, name, dones) for name in metrics], axis=1)  # [N, M]
-        episode[:, 2:] = np.maximum(episode[:, 2:], values)
+        episode[:, highest] = np.maximum(episode[:, highest], values)
         for i in np.flatnonzero(dones):
             finished[i].append(episode[i].copy())
         episode[dones] = start
     return np.stack([np.mean(rows[:episodes], axis=0) for rows in finished])
 
 
+class Mixture:
+    """Acts for every task with its Q-switch mixture, and counts who acted for whom."""
+
+    def __init__(self, agent: Agent, args: Args, generator: torch.Generator):
+        self.agent, self.args, self.generator = agent, args, generator
+        self.own = self.policies = torch.arange(len(agent.log_alpha))  # [N]
+        self.counts = torch.zeros(len(self.own), len(self.own), dtype=torch.float64)  # [N, P]
+
+    def __call__(self, obs: np.ndarray, episodic_length: np.ndarray) -> Tensor:
+        """obs [N, O] in steps episodic_length [N] of their episodes -> actions [N, A]."""
+        actor, qf, _, log_alpha, *_ = self.agent
+        due = torch.as_tensor(episodic_length % self.args.switch_period == 0)
+        obs = to_tensor(obs, actor)
+        actions, self.policies = select_actions(
+            actor, qf, log_alpha, obs, self.policies, due, self.args, self.generator
+        )
+        self.counts[self.own, self.policies] += 1
+        return actions
+
+    def shares(self) -> np.ndarray:
+        """The share of steps in which each policy acted for each task [N, P] since the last call; NaN of no steps."""
+        shares = self.counts / self.counts.sum(1, keepdim=True)
+        self.counts.zero_()
+        return shares.numpy()
+
+
+@torch.no_grad()
+def own_policies(actor: Actor, obs: np.ndarray, *_) -> Tensor:
+    """Each task's own deterministic policy: obs [N, O] -> actions [N, A]."""
+    mean, _ = actor(to_tensor(obs, actor).unsqueeze(1))  # [N, 1, A]
+    return torch.tanh(mean).squeeze(1)
+
+
 def result_table(global_step: int, tasks: list[str], evaluation: np.ndarray, mixture: np.ndarray) -> str:
     """An evaluation [N, 2 + M] and the mixture [N, P] for people: a row per task, then the mean."""
     own = mixture.diagonal()
-    rows = [*zip(tasks, evaluation[:, 2], evaluation[:, 0], own, strict=True)]
-    rows.append(("mean", evaluation[:, 2].mean(), evaluation[:, 0].mean(), own.mean()))
+    rows = [*zip(tasks, evaluation[:, 0], evaluation[:, 1], own, strict=True)]
+    rows.append(("mean", evaluation[:, 0].mean(), evaluation[:, 1].mean(), own.mean()))
     width = max(len(row[0]) for row in rows)
     head = f"{'task':{width}}  success    return  own policy   (step {global_step:,})"
     return "\n".join([head, *(f"{name:{width}}  {s:7.2f}  {r:8.1f}  {p:10.2f}" for name, s, r, p in rows)])
 
 
-def open_run(args: Args, tasks: list[str], metrics: list[str]) -> tuple[Path, TextIO, TextIO]:
-    """Make the folder of the run with args.json. Returns it, evaluations.csv and mixture.csv, open and with headers."""
-    run_dir = Path(args.run_dir or f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}")
-    if run_dir.exists():
-        fail(f"{run_dir} already exists; choose another --run-dir")
-    run_dir.mkdir(parents=True)
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replace `path` by what `write(file)` writes: whatever happens meanwhile, it is whole, the old one or the new."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def columns(metrics: list[str]) -> list[str]:
+    """Names of the 2 + M numbers of an evaluation."""
+    return ["success_rate", "episodic_return", "episodic_length", *metrics[1:]]
+
+
+def open_csv(path: Path, header: list[str], global_step: int) -> TextIO:
+    """A CSV file to append whole lines to; its rows of later steps, lost when the run was stopped, are dropped."""
+    lines = path.read_text().splitlines(keepends=True)[1:] if path.exists() else []
+    lines = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= global_step]
+    replace_file(path, lambda file: file.write("".join([",".join(header) + "\n", *lines]).encode()))
+    return open(path, "a", buffering=1)
+
+
+def open_run(args: Args, tasks: list[str], metrics: list[str], global_step: int) -> tuple[Path, TextIO, TextIO]:
+    """Write args.json into the folder of the run. Returns the folder, evaluations.csv and mixture.csv, both open."""
+    run_dir = Path(args.run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=args.resume)
+    except OSError as error:
+        fail(f"cannot make the folder {run_dir}: {error.strerror}")
     git = subprocess.run("git rev-parse HEAD", shell=True, cwd=Path(__file__).parent, capture_output=True, text=True)
     packages = ("torch", "numpy", "gymnasium", "mujoco", "metaworld")
     versions = {name: importlib.metadata.version(name) for name in packages}
     versions["python"] = sys.version.split()[0]
     record = {"args": asdict(args), "tasks": tasks, "versions": versions, "git_commit": git.stdout.strip() or None}
-    (run_dir / "args.json").write_text(json.dumps(record, indent=2) + "\n")
-    evaluations, mixtures = (open(run_dir / name, "w", buffering=1) for name in ("evaluations.csv", "mixture.csv"))
-    print("global_step,task,success_rate,episodic_return,episodic_length", *metrics[1:], sep=",", file=evaluations)
-    print("global_step,task,policy,probability", file=mixtures)
+    replace_file(run_dir / "args.json", lambda file: file.write((json.dumps(record, indent=2) + "\n").encode()))
+    evaluations = open_csv(run_dir / "evaluations.csv", ["global_step", "task", *columns(metrics)], global_step)
+    mixtures = open_csv(run_dir / "mixture.csv", ["global_step", "task", "policy", "probability"], global_step)
     return run_dir, evaluations, mixtures
 
 
 def log_evaluation(global_step, tasks, metrics, evaluation, mixture, evaluations, mixtures, writer) -> None:
     """Append an evaluation [N, 2 + M] and a mixture [N, P] (NaN before any) to the CSV files and to TensorBoard."""
-    for task, (episodic_return, length, success, *more) in zip(tasks, evaluation.tolist(), strict=True):
-        print(global_step, task, success, episodic_return, length, *more, sep=",", file=evaluations)
-        names = ("episodic_return", "episodic_length", "success_rate", *metrics[1:])
-        for name, value in zip(names, (episodic_return, length, success, *more), strict=True):
+    for task, row in zip(tasks, evaluation.tolist(), strict=True):
+        print(global_step, task, *row, sep=",", file=evaluations)
+        for name, value in zip(columns(metrics), row, strict=True):
             writer.add_scalar(f"eval/{name}/{task}", value, global_step)
-    writer.add_scalar("eval/success_rate", evaluation[:, 2].mean(), global_step)
+    writer.add_scalar("eval/success_rate", evaluation[:, 0].mean(), global_step)
     for (i, j), probability in np.ndenumerate(mixture):
         if not np.isnan(probability):
             print(global_step, tasks[i], tasks[j], probability, sep=",", file=mixtures)
             writer.add_scalar(f"switch/{tasks[i]}/{tasks[j]}", probability, global_step)
 
 
+def log_losses(global_step: int, tasks: list[str], info: dict[str, Tensor], writer: SummaryWriter) -> None:
+    """Write the numbers of an update, each [N], to TensorBoard: the mean, and every task's."""
+    for name, values in zip(info, torch.stack([*info.values()]).cpu().numpy(), strict=True):
+        check_finite(name, values, tasks, global_step)
+        writer.add_scalar(f"losses/{name}", values.mean(), global_step)
+        for task, value in zip(tasks, values, strict=True):
+            writer.add_scalar(f"losses/{name}/{task}", value, global_step)
+
+
+def check_finite(name: str, values: np.ndarray, tasks: list[str], global_step: int) -> None:
+    """Stop the run if the values [N, ...] of some task are NaN or infinite."""
+    finite = np.isfinite(values)
+    if not finite.all():
+        task = tasks[np.argmin(finite.reshape(len(tasks), -1).all(1))]
+        raise FloatingPointError(f"a non-finite {name} in task {task} at step {global_step:,}")
+
+
+def pack(agent: Agent, rb: ReplayBuffer, mixture: Mixture) -> dict:
+    """Everything that changes in training as tensors and plain values, for `unpack` to put back."""
+    parts = {k: v.detach() if isinstance(v, Tensor) else v.state_dict() for k, v in agent._asdict().items()}
+    rng = [torch.get_rng_state(), mixture.generator.get_state(), *torch.cuda.get_rng_state_all()]
+    return {"agent": parts, "replay": rb.state_dict(), "counts": mixture.counts, "rng": rng}
+
+
+@torch.no_grad()
+def unpack(state: dict, agent: Agent, rb: ReplayBuffer | None, mixture: Mixture) -> None:
+    """Put back what `pack` gave, replay only if there is an `rb` for it."""
+    for name, part in agent._asdict().items():
+        put_back = part.copy_ if isinstance(part, Tensor) else part.load_state_dict
+        put_back(state["agent"][name])
+    if rb:
+        rb.load_state_dict(state["replay"])
+    mixture.counts.copy_(state["counts"])
+    cpu, switch, *cuda = state["rng"]
+    torch.set_rng_state(cpu)
+    mixture.generator.set_state(switch)
+    if len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
+
+
+def read_checkpoint(run_dir: Path) -> dict:
+    """The checkpoint of a run of this script, its tensors still on disk; ends the program if there is none."""
+    path = run_dir / "checkpoint.pt"
+    try:
+        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        script, _ = state["script"], Args(**state["args"])
+    except OSError as error:
+        fail(f"cannot read {path}: {error.strerror}; --resume and --eval-only need the folder of a run in --run-dir")
+    except (RuntimeError, ValueError, LookupError, TypeError, EOFError, pickle.UnpicklingError):
+        fail(f"cannot read {path}: it is cut off, or not a checkpoint of this version of {SCRIPT}")
+    if script != SCRIPT:
+        fail(f"{path} was written by {script}, not by {SCRIPT}")
+    return state
+
+
+def report(message: object) -> None:
+    """One line on stderr, whatever the message."""
+    print(f"{SCRIPT}: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def fail(message: object) -> NoReturn:
     """End the program for bad input: one line on stderr, exit code 2."""
-    print(f"{Path(__file__).name}: error: {message}", file=sys.stderr)
+    report(f"error: {message}")
     raise SystemExit(2)
 
 
-def train(args: Args) -> tuple[Actor, Critic, Tensor]:
-    """Run the whole training that `args` describe. Returns the policies, the critics and log alpha [N]."""
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.num_threads)
-    torch.backends.cudnn.deterministic = args.torch_deterministic
-    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
-    switch_generator = torch.Generator().manual_seed(child_seed(args.seed, 0, SWITCH_SEED))
-
+def open_envs(args: Args) -> gym.vector.VectorEnv:
+    """The environments of `args`; ends the program if they cannot be made."""
     render_mode = "rgb_array" if args.capture_video else None
     gym.logger.min_level = gym.logger.ERROR  # RecordVideo's warnings say nothing new
-    make_envs = functools.partial(make_vec, args.env_id, args.seed, args.vectorization, render_mode)
     try:
-        envs, eval_envs = make_envs(), None  # the second is made when it is first needed
+        envs = make_vec(args.env_id, args.seed, args.vectorization, render_mode)
     except ValueError as error:
         fail(error)
     if envs.render_mode != render_mode:
         fail(f"--capture-video: {args.env_id} cannot render an rgb_array")
-    N, O, A = envs.num_envs, envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
-    tasks = list(TASKS.get(args.env_id, (f"task-{i}" for i in range(N))))
+    return envs
+
+
+def open_replay(N: int, O: int, A: int, args: Args, device: torch.device) -> ReplayBuffer:
+    """An empty replay buffer; ends the program if it would not fit into memory when it is full."""
+    capacity = min(args.buffer_size, -(-args.total_timesteps // N))
+    needed = 4 * N * capacity * (2 * O + A + 2)
+    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if needed > free:
+        fail(
+            f"replay of {N} x {capacity:,} transitions takes {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free; "
+            "choose a smaller --buffer-size"
+        )
+    return ReplayBuffer(N, capacity, O, A, device)
+
+
+def start(args: Args, state: dict | None) -> tuple:
+    """What training and --eval-only begin with.
+
+    Returns the environments, (N, O, A), the names of tasks and metrics, a new agent, the switch's generator.
+    """
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.num_threads)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
+    generator = torch.Generator().manual_seed(child_seed(args.seed, 0, SWITCH_SEED))
+    envs = open_envs(args)
+    shape = envs.num_envs, envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
+    if state and state["shape"] != shape:
+        fail(f"{args.env_id} has changed: its (tasks, observation, action) were {state['shape']}, now they are {shape}")
+    tasks = list(TASKS.get(args.env_id, (f"task-{i}" for i in range(envs.num_envs))))
     metrics = ["success", *envs.metadata.get("metrics", ())]
-    run_dir, evaluations, mixtures = open_run(args, tasks, metrics)
+    return envs, shape, tasks, metrics, make_agent(*shape, args, device), generator
+
+
+def train(args: Args, state: dict | None = None, signals: Sequence[int] = ()) -> Agent:
+    """Run the training that `args` describe, from its beginning or from the checkpoint `state`.
+
+    Once `signals` is not empty it ends its turn, writes a checkpoint and stops. Returns what was learned.
+    """
+    envs, shape, tasks, metrics, agent, generator = start(args, state)
+    eval_envs = None  # made when they are first needed
+    N, O, A = shape
+    mixture, rb = Mixture(agent, args, generator), open_replay(N, O, A, args, agent.log_alpha.device)
+    global_step, wandb_id = (state["global_step"], state["wandb_id"]) if state else (0, secrets.token_hex(4))
+    if state:
+        unpack(state, agent, rb, mixture)
+        if not state["scheduled"]:
+            print(f"resumed at step {global_step:,}, between checkpoints: valid, but not the run without interruption")
+    run_dir, evaluations, mixtures = open_run(args, tasks, metrics, global_step)
     if args.track:
         import wandb
 
         config = {"project": args.wandb_project_name, "entity": args.wandb_entity, "config": asdict(args)}
-        wandb.init(**config, name=run_dir.name, sync_tensorboard=True)
-    writer = SummaryWriter(run_dir)
+        wandb.init(**config, name=run_dir.name, id=wandb_id, resume="allow", sync_tensorboard=True)
+    writer = SummaryWriter(run_dir, purge_step=global_step + 1)
 
-    actor = Actor(N, O, A, args.hidden_sizes).to(device)
-    qf = Critic(N, O, A, args.hidden_sizes).to(device)
-    qf_target = copy.deepcopy(qf)
-    log_alpha = torch.full((N,), math.log(args.alpha), device=device, requires_grad=True)
-    actor_optimizer = Adam(actor.parameters(), lr=args.policy_lr, fused=True)
-    q_optimizer = Adam(qf.parameters(), lr=args.q_lr, fused=True)
-    a_optimizer = Adam([log_alpha], lr=args.q_lr, fused=True)
-    rb = ReplayBuffer(N, min(args.buffer_size, -(-args.total_timesteps // N)), O, A, device)
+    def save(scheduled: bool) -> None:
+        """Replace checkpoint.pt, once all that it follows from is on disk."""
+        if not all(p.isfinite().all() for net in (agent.actor, agent.qf) for p in net.parameters()):
+            raise FloatingPointError(f"a weight is not finite at step {global_step:,}")
+        writer.flush()
+        for file in (evaluations, mixtures):
+            os.fsync(file.fileno())
+        run = {"script": SCRIPT, "args": asdict(replace(args, resume=False)), "shape": shape, "wandb_id": wandb_id}
+        run |= {"global_step": global_step, "scheduled": scheduled, **pack(agent, rb, mixture)}
+        replace_file(run_dir / "checkpoint.pt", functools.partial(torch.save, run))
 
-    own, policies, counts = torch.arange(N), torch.arange(N), np.zeros((N, N))
+    if not state:
+        save(scheduled=True)
+    del state  # and the file that it maps into memory
     eval_frequency = args.eval_frequency or max(args.total_timesteps // 10, 1)
-    episodic_return, episodic_length = np.zeros(N), np.zeros(N, dtype=np.int64)
-    start_time = time.time()
-    progress = tqdm(total=args.total_timesteps, unit="step", disable=None)
-    obs, _ = envs.reset(seed=child_seed(args.seed, 0, TRAIN_SEED))
-    for global_step in range(N, args.total_timesteps + N, N):
+    checkpoint_frequency = args.checkpoint_frequency or max(args.total_timesteps // 10, 1)
+    first_step, start_time, stopping, new_episodes = global_step, time.time(), False, True
+    progress = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=None)
+    while global_step < args.total_timesteps and not stopping:
+        if new_episodes:  # at the start and after every checkpoint, from what a resumed run knows too
+            obs, _ = envs.reset(seed=child_seed(args.seed, global_step, TRAIN_SEED))
+            episodic_return, episodic_length = np.zeros(N), np.zeros(N, dtype=np.int64)
+        global_step += N
         if global_step <= args.learning_starts:
             actions = 2 * torch.rand(N, A) - 1
         else:
-            due = torch.as_tensor(episodic_length % args.switch_period == 0)
-            actions, policies = select_actions(
-                actor, qf, log_alpha, to_tensor(obs, actor), policies, due, args, switch_generator
-            )
-            counts[own, policies] += 1
+            actions = mixture(obs, episodic_length)
         actions = actions.cpu().numpy()
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
 
@@ -463,6 +689,8 @@ def train(args: Args) -> tuple[Actor, Critic, Tensor]:
         real_next_obs = next_obs.copy()
         if dones.any():
             real_next_obs[dones] = np.stack(infos["final_obs"][dones])
+        for name, values in (("action", actions), ("observation", real_next_obs), ("reward", rewards)):
+            check_finite(name, values, tasks, global_step)
         rb.add(obs, actions, rewards * args.reward_scale, real_next_obs, terminations)
         obs = next_obs
 
@@ -476,49 +704,152 @@ def train(args: Args) -> tuple[Actor, Critic, Tensor]:
         turn = global_step // N
         if global_step > args.learning_starts and turn % args.train_frequency == 0:
             for _ in range(args.gradient_steps):
-                data = rb.sample(args.batch_size)
-                noise = torch.randn(2, N, args.batch_size, A, device=device)
-                info = update_critic(actor, qf, qf_target, log_alpha, q_optimizer, data, noise[0], args.gamma)
-                actor_info, log_prob = update_actor(actor, qf, log_alpha, actor_optimizer, data, noise[1])
-                info |= actor_info
-                if args.autotune:
-                    info |= update_alpha(log_alpha, a_optimizer, log_prob, target_entropy=-A)
-                update_target(qf, qf_target, args.tau)
+                info = update(agent, rb.sample(args.batch_size), args)
             if turn // args.train_frequency % 100 == 0:
-                info["alpha"] = log_alpha.detach().exp()
-                for name, values in zip(info, torch.stack([*info.values()]).tolist(), strict=True):
-                    writer.add_scalar(f"losses/{name}", np.mean(values), global_step)
-                    for task, value in zip(tasks, values, strict=True):
-                        writer.add_scalar(f"losses/{name}/{task}", value, global_step)
-                writer.add_scalar("charts/SPS", global_step / (time.time() - start_time), global_step)
+                log_losses(global_step, tasks, info, writer)
+                speed = (global_step - first_step) / (time.time() - start_time)
+                writer.add_scalar("charts/SPS", speed, global_step)
 
         progress.update(N)
-        if global_step % eval_frequency < N or global_step >= args.total_timesteps:
-            eval_envs = eval_envs or make_envs()
-            video = {"video_folder": str(run_dir / "videos"), "name_prefix": f"step-{global_step}"}
-            view = RecordVideo(eval_envs, **video, episode_trigger=lambda e: e == 0) if render_mode else eval_envs
-            seed = child_seed(args.seed, global_step, EVAL_SEED)
-            evaluation = evaluate(actor, view, metrics, args.eval_episodes, seed)
-            with np.errstate(invalid="ignore"):
-                mixture = counts / counts.sum(1, keepdims=True)  # NaN while actions are random
-            counts[:] = 0
-            log_evaluation(global_step, tasks, metrics, evaluation, mixture, evaluations, mixtures, writer)
-            progress.set_postfix(success=f"{evaluation[:, 2].mean():.2f}")
-            table = result_table(global_step, tasks, evaluation, mixture)
-            if not progress.disable and global_step < args.total_timesteps:
+        finished, stopping = global_step >= args.total_timesteps, bool(signals)
+        if global_step % eval_frequency < N or finished:
+            eval_envs = eval_envs or open_envs(args)
+            view, seed = film(eval_envs, args, f"step-{global_step}"), child_seed(args.seed, global_step, EVAL_SEED)
+            evaluation = evaluate(functools.partial(own_policies, agent.actor), view, metrics, args.eval_episodes, seed)
+            shares = mixture.shares()
+            log_evaluation(global_step, tasks, metrics, evaluation, shares, evaluations, mixtures, writer)
+            progress.set_postfix(success=f"{evaluation[:, 0].mean():.2f}")
+            table = result_table(global_step, tasks, evaluation, shares)
+            if not progress.disable and not finished:
                 tqdm.write(table)
-    for resource in (progress, writer, evaluations, mixtures, envs, eval_envs):
+        scheduled = global_step % checkpoint_frequency < N or finished
+        new_episodes = scheduled or stopping
+        if new_episodes:
+            save(scheduled)
+    for resource in (progress, writer, evaluations, mixtures, envs, *([eval_envs] if eval_envs else [])):
         resource.close()
     if args.track:
         wandb.finish()
-    print(f"{table}\nresults in {run_dir}")
-    return actor, qf, log_alpha
+    if finished:
+        print(f"{table}\nresults in {run_dir}")
+    else:
+        print(f"stopped at step {global_step:,}; to go on: python {SCRIPT} --run-dir {run_dir} --resume")
+    return agent
+
+
+def evaluate_run(args: Args, state: dict) -> None:
+    """--eval-only: evaluate each task of the checkpoint `state` with its own policy, then with its mixture.
+
+    Prints both tables and writes final_evaluation.csv, and videos if asked for; the run itself stays as it is.
+    """
+    envs, _, tasks, metrics, agent, generator = start(args, state)
+    mixture = Mixture(agent, replace(args, qmp=True), generator)
+    unpack(state, agent, None, mixture)
+    mixture.shares()  # those of the training do not count
+    step, lines = state["global_step"], [["global_step", "acting", "task", *columns(metrics)]]
+    for name, act in (("own", functools.partial(own_policies, agent.actor)), ("mixture", mixture)):
+        view = film(envs, args, f"final-{name}")
+        seed = child_seed(args.seed, step, EVAL_SEED)
+        evaluation = evaluate(act, view, metrics, args.eval_episodes, seed)
+        lines += [[step, name, task, *row] for task, row in zip(tasks, evaluation.tolist(), strict=True)]
+        shares = np.eye(len(tasks)) if name == "own" else mixture.shares()
+        print(f"{'each task with its own policy' if name == 'own' else 'each task with its mixture'}:")
+        print(result_table(step, tasks, evaluation, shares))
+    path = Path(args.run_dir) / "final_evaluation.csv"
+    text = "".join(",".join(map(str, line)) + "\n" for line in lines)
+    replace_file(path, lambda file: file.write(text.encode()))
+    envs.close()
+    print(f"results in {path}")
+
+
+def film(envs: gym.vector.VectorEnv, args: Args, name: str) -> gym.vector.VectorEnv:
+    """`envs`, with their first episodes recorded into the run's videos/ if the arguments say so."""
+    if not args.capture_video:
+        return envs
+    return RecordVideo(envs, f"{args.run_dir}/videos", episode_trigger=lambda e: e == 0, name_prefix=name)
+
+
+def check_args(args: Args) -> None:
+    """End the program for values out of range and for flags that contradict each other."""
+    counts = (
+        "total_timesteps buffer_size batch_size train_frequency gradient_steps switch_period eval_episodes num_threads"
+    )
+    limits = (
+        ("at least 1", lambda x: x >= 1, counts),
+        ("at least 0", lambda x: x >= 0, "seed learning_starts switch_samples eval_frequency checkpoint_frequency"),
+        ("above 0", lambda x: 0 < x < math.inf, "policy_lr q_lr alpha switch_temperature reward_scale"),
+        ("from 0 to 1", lambda x: 0 <= x <= 1, "gamma tau own_policy_prob"),
+        ("one or more numbers above 0", lambda x: x and min(x) > 0, "hidden_sizes"),
+    )
+    for allowed, test, names in limits:
+        for name in names.split():
+            if not test(getattr(args, name)):
+                fail(f"{flag(name)} must be {allowed}, not {getattr(args, name)}")
+    if args.learning_starts >= args.total_timesteps:
+        fail(f"--learning-starts {args.learning_starts} must be below --total-timesteps {args.total_timesteps}")
+    if args.resume and args.eval_only:
+        fail("--resume and --eval-only exclude each other")
+    if (args.resume or args.eval_only) and args.run_dir is None:
+        fail("--resume and --eval-only need --run-dir, the folder of the run")
+
+
+def flag(name: str) -> str:
+    """The command line's name of a field of Args."""
+    return f"--{name.replace('_', '-')}"
+
+
+def parse_args(argv: list[str], default: Args) -> Args:
+    """The command line's arguments, whole numbers also as 1e6; ends the program with one line if there is a mistake."""
+    words = [re.sub(r"(^|=)(\d+(\.\d+)?[eE]\+?\d+)$", lambda m: f"{m[1]}{Decimal(m[2]):f}", word) for word in argv]
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            args = tyro.cli(Args, args=words, default=default)
+    except SystemExit as stop:
+        if stop.code:
+            # Without the box that tyro draws around it, and its title.
+            body = re.sub(r"[╭╮╰╯│─]+|-{3,}", " ", box.getvalue().partition("\n")[2])
+            fail(body.partition("For full helptext")[0])
+        raise
+    check_args(args)
+    return args
 
 
 def main(argv: list[str]) -> None:
-    """Train with the flags of the command line; integers may be written 1e6."""
-    words = [re.sub(r"(^|=)(\d+(\.\d+)?[eE]\+?\d+)$", lambda m: f"{m[1]}{float(m[2]):.15g}", word) for word in argv]
-    train(tyro.cli(Args, args=words))
+    """Train, continue or evaluate, as the flags of the command line say."""
+    args, state = parse_args(argv, Args()), None
+    if args.resume or args.eval_only:
+        state = read_checkpoint(Path(args.run_dir))
+        saved = Args(**state["args"])
+        args = parse_args(argv, saved)  # what the command line does not say is as it was
+        for name in asdict(args).keys() - MAY_CHANGE:
+            if getattr(args, name) != getattr(saved, name):
+                fail(f"{flag(name)} was {getattr(saved, name)} in this run and cannot become {getattr(args, name)}")
+        if args.resume and state["global_step"] >= args.total_timesteps:
+            fail(f"the run is finished, at step {state['global_step']}; give more --total-timesteps to go on")
+    elif args.run_dir is None:
+        args.run_dir = f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    if not state and Path(args.run_dir).exists():
+        fail(f"{args.run_dir} already exists; choose another --run-dir, or continue the run in it with --resume")
+    if args.eval_only:
+        return evaluate_run(args, state)
+    signals = []
+
+    def stop(number: int, _) -> None:
+        signals.append(number)
+        signal.signal(number, signal.SIG_DFL)  # the second one ends the program at once
+
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        train(args, state, signals)
+    except (FloatingPointError, OSError) as error:
+        report(f"stopped by an error: {error}; the last checkpoint is kept: --run-dir {args.run_dir} --resume")
+        raise SystemExit(1) from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if signals:
+        raise SystemExit(128 + signals[0])
 
 
 if __name__ == "__main__":
