@@ -174,12 +174,17 @@ class Actor(nn.Module):
 
     def __init__(self, N: int, O: int, A: int, hidden_sizes: tuple[int, ...]):
         super().__init__()
+        self.A = A
         self.net = stacked_mlp(N, (O, *hidden_sizes, 2 * A))
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """obs [N, B, O] -> mean and log standard deviation before tanh, each [N, B, A]."""
         mean, log_std = self.net(obs).chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def candidates(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Every policy in a state of every task: obs [N, O] -> mean and log standard deviation, each [P, N, A]."""
+        return self(obs.expand(len(obs), *obs.shape))
 
 
 class Critic(nn.Module):
@@ -223,7 +228,7 @@ def q_switch(actor, qf, alpha, obs, noise, gumbel, args: Args) -> tuple[Tensor, 
     uniform. Returns the chosen policies [N], the first sampled action of every candidate [N, P, A], the scores [N, P].
     """
     N, O = obs.shape
-    mean, log_std = (x.unsqueeze(2) for x in actor(obs.expand(N, N, O)))  # [P, N, 1, A]
+    mean, log_std = (x.unsqueeze(2) for x in actor.candidates(obs))  # [P, N, 1, A]
     actions, log_prob = squash(mean, log_std, noise)  # [P, N, K, A], [P, N, K]
     first_actions = actions[:, :, 0].transpose(0, 1)  # [N, P, A]
     if args.switch_samples == 0:
@@ -250,19 +255,22 @@ def select_actions(actor, qf, log_alpha, obs, policies, due, args: Args, generat
     `policies` [N] acted last; tasks that are `due` [N] choose anew. The switch draws from its own `generator`, so that
     the base method's random numbers do not depend on it.
     """
-    N, O = obs.shape
+    N = len(obs)
     own = torch.arange(N)
     keep_own = torch.rand(N, generator=generator) < (args.own_policy_prob if args.qmp else 1.0)
     policies = torch.where(due & keep_own, own, policies)
     switching = due & ~keep_own
-    if torch.equal(policies, own) and not switching.any():
-        mean, log_std = actor(obs.unsqueeze(1))  # [N, 1, A]
-        return squash(mean, log_std, torch.randn_like(mean))[0].squeeze(1), policies
-    noise = torch.randn(N, N, max(args.switch_samples, 1), actor.net[-1].bias.shape[-1] // 2, generator=generator)
-    gumbel = -torch.empty(N, N).exponential_(generator=generator).log()
-    chosen, actions, _ = q_switch(actor, qf, log_alpha.exp(), obs, noise.to(obs.device), gumbel.to(obs.device), args)
-    policies = torch.where(switching, chosen.cpu(), policies)
-    return actions[own, policies], policies
+    if switching.any():
+        noise = torch.randn(N, N, max(args.switch_samples, 1), actor.A, generator=generator).to(obs.device)
+        gumbel = -torch.empty(N, N).exponential_(generator=generator).log().to(obs.device)
+        chosen, actions, _ = q_switch(actor, qf, log_alpha.exp(), obs, noise, gumbel, args)
+        policies = torch.where(switching, chosen.cpu(), policies)
+        return actions[own, policies], policies
+    if torch.equal(policies, own):
+        mean, log_std = (x.squeeze(1) for x in actor(obs.unsqueeze(1)))  # [N, A]
+        return squash(mean, log_std, torch.randn_like(mean))[0], policies
+    mean, log_std = (x[policies, own] for x in actor.candidates(obs))  # [N, A]
+    return squash(mean, log_std, torch.randn(mean.shape, generator=generator).to(obs.device))[0], policies
 
 
 # Transitions of every task: obs, next_obs [N, B, O], actions [N, B, A], rewards, terminations [N, B].
@@ -417,6 +425,13 @@ def evaluate(act: Callable, envs: gym.vector.VectorEnv, metrics: list[str], epis
     return np.stack([np.mean(rows[:episodes], axis=0) for rows in finished])
 
 
+def film(envs: gym.vector.VectorEnv, args: Args, name: str) -> gym.vector.VectorEnv:
+    """`envs`, with their first episodes recorded into the run's videos/ if the arguments say so."""
+    if not args.capture_video:
+        return envs
+    return RecordVideo(envs, f"{args.run_dir}/videos", episode_trigger=lambda e: e == 0, name_prefix=name)
+
+
 class Mixture:
     """Acts for every task with its Q-switch mixture, and counts who acted for whom."""
 
@@ -561,9 +576,9 @@ def unpack(state: dict, agent: Agent, rb: ReplayBuffer | None, mixture: Mixture)
         torch.cuda.set_rng_state_all(cuda)
 
 
-def read_checkpoint(run_dir: Path) -> dict:
-    """The checkpoint of a run of this script, its tensors still on disk; ends the program if there is none."""
-    path = run_dir / "checkpoint.pt"
+def read_checkpoint(args: Args) -> dict:
+    """The checkpoint in args.run_dir, its tensors still on disk; ends the program if it is none of this script's."""
+    path = Path(args.run_dir, "checkpoint.pt")
     try:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         script, _ = state["script"], Args(**state["args"])
@@ -632,11 +647,12 @@ def start(args: Args, state: dict | None) -> tuple:
     return envs, shape, tasks, metrics, make_agent(*shape, args, device), generator
 
 
-def train(args: Args, state: dict | None = None, signals: Sequence[int] = ()) -> Agent:
-    """Run the training that `args` describe, from its beginning or from the checkpoint `state`.
+def train(args: Args, signals: Sequence[int] = ()) -> Agent:
+    """Run the training that `args` describe, from its beginning or with args.resume from its last checkpoint.
 
     Once `signals` is not empty it ends its turn, writes a checkpoint and stops. Returns what was learned.
     """
+    state = read_checkpoint(args) if args.resume else None
     envs, shape, tasks, metrics, agent, generator = start(args, state)
     eval_envs = None  # made when they are first needed
     N, O, A = shape
@@ -737,11 +753,12 @@ def train(args: Args, state: dict | None = None, signals: Sequence[int] = ()) ->
     return agent
 
 
-def evaluate_run(args: Args, state: dict) -> None:
-    """--eval-only: evaluate each task of the checkpoint `state` with its own policy, then with its mixture.
+def evaluate_run(args: Args) -> None:
+    """--eval-only: evaluate each task of a run's last checkpoint with its own policy, then with its mixture.
 
     Prints both tables and writes final_evaluation.csv, and videos if asked for; the run itself stays as it is.
     """
+    state = read_checkpoint(args)
     envs, _, tasks, metrics, agent, generator = start(args, state)
     mixture = Mixture(agent, replace(args, qmp=True), generator)
     unpack(state, agent, None, mixture)
@@ -762,13 +779,6 @@ def evaluate_run(args: Args, state: dict) -> None:
     print(f"results in {path}")
 
 
-def film(envs: gym.vector.VectorEnv, args: Args, name: str) -> gym.vector.VectorEnv:
-    """`envs`, with their first episodes recorded into the run's videos/ if the arguments say so."""
-    if not args.capture_video:
-        return envs
-    return RecordVideo(envs, f"{args.run_dir}/videos", episode_trigger=lambda e: e == 0, name_prefix=name)
-
-
 def check_args(args: Args) -> None:
     """End the program for values out of range and for flags that contradict each other."""
     counts = (
@@ -787,10 +797,6 @@ def check_args(args: Args) -> None:
                 fail(f"{flag(name)} must be {allowed}, not {getattr(args, name)}")
     if args.learning_starts >= args.total_timesteps:
         fail(f"--learning-starts {args.learning_starts} must be below --total-timesteps {args.total_timesteps}")
-    if args.resume and args.eval_only:
-        fail("--resume and --eval-only exclude each other")
-    if (args.resume or args.eval_only) and args.run_dir is None:
-        fail("--resume and --eval-only need --run-dir, the folder of the run")
 
 
 def flag(name: str) -> str:
@@ -811,28 +817,33 @@ def parse_args(argv: list[str], default: Args) -> Args:
             body = re.sub(r"[╭╮╰╯│─]+|-{3,}", " ", box.getvalue().partition("\n")[2])
             fail(body.partition("For full helptext")[0])
         raise
-    check_args(args)
+    if args.resume and args.eval_only:
+        fail("--resume and --eval-only exclude each other")
+    if (args.resume or args.eval_only) and args.run_dir is None:
+        fail("--resume and --eval-only need --run-dir, the folder of the run")
     return args
 
 
 def main(argv: list[str]) -> None:
     """Train, continue or evaluate, as the flags of the command line say."""
-    args, state = parse_args(argv, Args()), None
+    args = parse_args(argv, Args())
     if args.resume or args.eval_only:
-        state = read_checkpoint(Path(args.run_dir))
-        saved = Args(**state["args"])
+        state = read_checkpoint(args)
+        saved, step = Args(**state["args"]), state["global_step"]
+        del state
         args = parse_args(argv, saved)  # what the command line does not say is as it was
         for name in asdict(args).keys() - MAY_CHANGE:
             if getattr(args, name) != getattr(saved, name):
                 fail(f"{flag(name)} was {getattr(saved, name)} in this run and cannot become {getattr(args, name)}")
-        if args.resume and state["global_step"] >= args.total_timesteps:
-            fail(f"the run is finished, at step {state['global_step']}; give more --total-timesteps to go on")
-    elif args.run_dir is None:
-        args.run_dir = f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
-    if not state and Path(args.run_dir).exists():
-        fail(f"{args.run_dir} already exists; choose another --run-dir, or continue the run in it with --resume")
+        if args.resume and step >= args.total_timesteps:
+            fail(f"the run is finished, at step {step:,}; give more --total-timesteps to go on")
+    else:
+        args.run_dir = args.run_dir or f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+        if Path(args.run_dir).exists():
+            fail(f"{args.run_dir} already exists; choose another --run-dir, or continue the run in it with --resume")
+    check_args(args)
     if args.eval_only:
-        return evaluate_run(args, state)
+        return evaluate_run(args)
     signals = []
 
     def stop(number: int, _) -> None:
@@ -841,7 +852,7 @@ def main(argv: list[str]) -> None:
 
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        train(args, state, signals)
+        train(args, signals)
     except (FloatingPointError, OSError) as error:
         report(f"stopped by an error: {error}; the last checkpoint is kept: --run-dir {args.run_dir} --resume")
         raise SystemExit(1) from None

@@ -35,8 +35,8 @@ from PIL import Image, ImageDraw
 TASKS = ("reach-up", "reach-right", "reach-far", "reach-middle-sparse")
 STEP = 0.1
 START, START_NOISE = np.array([-0.8, -0.8]), 0.05
-GOALS = np.array([[0.15, 0.6], [0.6, 0.15], [0.7, 0.7], [0.5, 0.5]])
-RADII = (0.25, 0.25, 0.25, 0.3)
+GOALS = np.array([[0.15, 0.6], [0.6, 0.15], [0.7, 0.7], [0.47, 0.47]])
+RADII = (0.25, 0.25, 0.25, 0.4)
 SPARSE_REWARD = 10.0
 COLORS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40))  # of tasks and of their policies
 

@@ -427,6 +427,23 @@ def test_switch_leaves_the_global_generator_alone(ring, rule, K):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_kept_policy_acts_with_its_own_distribution():
+    """Between choices nothing is scored: the actions are samples of the kept policies, from the switch's generator."""
+    torch.manual_seed(0)
+    N, O, A, turns = 3, 5, 2, 4_000
+    actor, obs, kept = Actor(N, O, A, (16,)), torch.randn(N, O), torch.tensor([2, 1, 0])
+    arguments = (actor, None, torch.zeros(N), obs, kept, torch.zeros(N, dtype=torch.bool), Args())
+    generator, state = torch.Generator().manual_seed(0), torch.get_rng_state()
+    results = [select_actions(*arguments, generator) for _ in range(turns)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(policies, kept) for _, policies in results)
+    samples = torch.atanh(torch.stack([actions for actions, _ in results]).double())  # [turns, N, A]
+    for i, j in enumerate(kept):
+        mean, log_std = (x[j, 0].detach() for x in actor(obs[i].expand(N, 1, O)))
+        assert ((samples[:, i].mean(0) - mean).abs() < 4 * log_std.exp() / turns**0.5).all()
+        assert ((samples[:, i].std(0) / log_std.exp() - 1).abs() < 4 / (2 * turns) ** 0.5).all()
+
+
 def test_switch_depends_on_its_generator_alone():
     torch.manual_seed(0)
     actor, qf = Actor(4, 2, 3, (16,)), Critic(4, 2, 3, (16,))

@@ -108,9 +108,9 @@ def soft_value_iteration(mdps):
 class NumberedPolicies:
     """Stands for `Actor`: whatever it sees, policy j's mean action is tanh(j + 1), with next to no deviation."""
 
-    def __call__(self, obs):
-        N, B, _ = obs.shape  # [P, N, 1]
-        mean = torch.arange(1.0, N + 1, dtype=torch.float64).view(N, 1, 1).expand(N, B, 1)
+    def candidates(self, obs):
+        N = len(obs)
+        mean = torch.arange(1.0, N + 1, dtype=torch.float64).view(N, 1, 1).expand(N, N, 1)  # [P, N, A]
         return mean, torch.full_like(mean, -20)
 
 

@@ -221,6 +221,10 @@ def test_readme_commands(tmp_path, monkeypatch, command):
         assert stop.value.code == 0
         return
     flags = ["MetaWorldMT10-v3" if flag == "MetaWorldMT50-v3" else flag for flag in flags]
+    if {"--resume", "--eval-only"} & set(flags):
+        qmp_sac.main(["--run-dir", "runs/first", *SHORT])
+        qmp_sac.main([*flags, "--total-timesteps", "500"])
+        return
     qmp_sac.main([*flags, *SHORT, "--eval-frequency", "400"])
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert int(rows(run_dir, "evaluations")[-1]["global_step"]) >= 400
