@@ -29,18 +29,24 @@ class _Family(NamedTuple):
     entry_point: str
     tasks: tuple[str, ...]
     max_episode_steps: int
+    min_rewards: tuple[float, ...]
     kwargs: dict = {}
     needs_opengl: bool = True
 
 
 _FAMILIES = {
-    "PointReach-v0": _Family("envs.pointreach:PointReach", POINTREACH_TASKS, 50, needs_opengl=False),
-    "MetaWorldMT10-v3": _Family("envs.meta_world:MetaWorld", tuple(MT10_V3), 500, {"benchmark": "MT10"}),
-    "MetaWorldMT50-v3": _Family("envs.meta_world:MetaWorld", tuple(MT50_V3), 500, {"benchmark": "MT50"}),
+    "PointReach-v0": _Family(
+        "envs.pointreach:PointReach", POINTREACH_TASKS, 50, (-25.0, -25.0, -25.0, 0.0), needs_opengl=False
+    ),
+    "MetaWorldMT10-v3": _Family("envs.meta_world:MetaWorld", tuple(MT10_V3), 500, (0.0,) * 10, {"benchmark": "MT10"}),
+    "MetaWorldMT50-v3": _Family("envs.meta_world:MetaWorld", tuple(MT50_V3), 500, (0.0,) * 50, {"benchmark": "MT50"}),
 }
 
 TASKS: dict[str, tuple[str, ...]] = {env_id: family.tasks for env_id, family in _FAMILIES.items()}
 """Names of the tasks of every environment, in the order of the sub-environments."""
+
+MIN_REWARDS: dict[str, tuple[float, ...]] = {env_id: family.min_rewards for env_id, family in _FAMILIES.items()}
+"""A lower bound on each task's reward per step, which borrowed transitions get where the true reward is unknown."""
 
 for _env_id, _family in _FAMILIES.items():
     gym.register(

@@ -15,7 +15,7 @@ Action, float32 in [-1, 1], shape (2,): the move along x and y, in units of 0.1.
 [-1, 1] x [-1, 1] stop the point.
 Observation, float32, shape (2,): the position (x, y). The goal is not observed: each policy learns its own.
 Reward: tasks 0-2: minus the distance to the goal in steps (distance / 0.1). Task 3: 10 inside the goal, 0 elsewhere.
-Minimum reward: -24 in tasks 0-2, 0 in task 3.
+Minimum reward: -25 in tasks 0-2, 0 in task 3.
 Start: (-0.8, -0.8), each coordinate with uniform noise of +-0.05. Episodes never terminate; registration limits them to
 50 steps, of which the way to goal 3 takes about 10.
 Success: within the goal's radius (0.25; goal 3: 0.3) at any step of the episode.
