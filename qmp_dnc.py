@@ -796,7 +796,8 @@ def train(args: Args, signals: Sequence[int] = ()) -> Agent:
                 speed = (global_step - first_step) / (time.time() - start_time)
                 writer.add_scalar("charts/SPS", speed, global_step)
 
-            if args.distill_period and global_step % args.distill_period < args.train_frequency * N:
+            period = args.distill_period * (args.distill_epochs > 0)
+            if period and global_step % period < args.train_frequency * N:
                 distill(agent.actor, agent.center, agent.actor_optimizer, rb, args)
 
         progress.update(N)

@@ -333,7 +333,7 @@ def project_conflicts(gradients: Tensor) -> Tensor:
     gram = gradients @ gradients.mT  # [S, N, N]
     squares = gram.diagonal(dim1=1, dim2=2).clamp(min=1e-30)  # [S, N]
     # The projected gradient of task i is always a combination of all: sum over k of parts[i, k] gradients[k].
-    parts = torch.eye(N, device=gradients.device).repeat(S, 1, 1)  # [S, N, N]
+    parts = torch.eye(N).to(gradients).repeat(S, 1, 1)  # [S, N, N]
     for j in torch.rand(S, N, N, device=gradients.device).argsort(-1).unbind(-1):  # [S, N], the next other task of each
         dots = (parts * gram.gather(1, j.unsqueeze(-1).expand(S, N, N))).sum(-1)  # [S, N]
         conflicts = (dots < 0) & (j != torch.arange(N, device=j.device))

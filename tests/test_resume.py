@@ -45,9 +45,9 @@ def main(run_dir, *flags):
     return 0
 
 
-def crash_at(monkeypatch, step, action):
-    """Call `action` instead of the environments' `step`-th step of the training (evaluations not counted)."""
-    checked = qmp_sac.check_finite
+def crash_at(monkeypatch, step, action, script=qmp_sac):
+    """Call `action` at the `step`-th step of the training (evaluations not counted)."""
+    checked = script.check_finite
     steps = itertools.count(1)
 
     def check_finite(name, *args):
@@ -55,7 +55,7 @@ def crash_at(monkeypatch, step, action):
             action()
         checked(name, *args)
 
-    monkeypatch.setattr(qmp_sac, "check_finite", check_finite)
+    monkeypatch.setattr(script, "check_finite", check_finite)
 
 
 def crash():
