@@ -22,6 +22,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.wrappers.vector import RescaleAction
 from metaworld.env_dict import MT10_V3, MT50_V3
 
+from envs.meta_world_cds import TASKS as CDS_TASKS
 from envs.pointreach import TASKS as POINTREACH_TASKS
 
 
@@ -38,6 +39,7 @@ _FAMILIES = {
     "PointReach-v0": _Family(
         "envs.pointreach:PointReach", POINTREACH_TASKS, 50, (-25.0, -25.0, -25.0, 0.0), needs_opengl=False
     ),
+    "MetaWorldCDS-v0": _Family("envs.meta_world_cds:MetaWorldCDS", CDS_TASKS, 500, (0.0,) * 4),
     "MetaWorldMT10-v3": _Family("envs.meta_world:MetaWorld", tuple(MT10_V3), 500, (0.0,) * 10, {"benchmark": "MT10"}),
     "MetaWorldMT50-v3": _Family("envs.meta_world:MetaWorld", tuple(MT50_V3), 500, (0.0,) * 50, {"benchmark": "MT50"}),
 }
@@ -157,7 +159,7 @@ def _make_custom(env_id: str, seed: int, vectorization: str, render_mode: str | 
         envs = RescaleAction(envs, -1.0, 1.0)
     try:
         envs.reset(seed=seed)
-        infos = envs.step(np.zeros(envs.action_space.shape, np.float32))[-1]
+        infos = envs.step(np.zeros((envs.num_envs, *actions.shape), np.float32))[-1]
     except Exception as error:
         raise ValueError(f"the first step of '{env_id}' fails: {type(error).__name__}: {error}") from error
     for name in ("success", *envs.metadata.get("metrics", ())):

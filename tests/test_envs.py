@@ -219,6 +219,9 @@ class Plain(gym.vector.VectorEnv):
         super().reset(seed=seed)
         return self.np_random.uniform(size=(2, 1)), {}
 
+    def step(self, actions):
+        return np.zeros((2, 1)), np.zeros(2), np.zeros(2, bool), np.zeros(2, bool), {"success": np.zeros(2)}
+
 
 def make_plain(seed, vectorization, render_mode):
     return Plain()
