@@ -24,6 +24,7 @@ from metaworld.env_dict import MT10_V3, MT50_V3
 
 from envs.meta_world_cds import TASKS as CDS_TASKS
 from envs.pointreach import TASKS as POINTREACH_TASKS
+from envs.reacher import TASKS as REACHER_TASKS
 
 
 class _Family(NamedTuple):
@@ -39,6 +40,7 @@ _FAMILIES = {
     "PointReach-v0": _Family(
         "envs.pointreach:PointReach", POINTREACH_TASKS, 50, (-25.0, -25.0, -25.0, 0.0), needs_opengl=False
     ),
+    "MultistageReacher-v0": _Family("envs.reacher:MultistageReacher", REACHER_TASKS, 200, (-5.0,) * 5),
     "MetaWorldCDS-v0": _Family("envs.meta_world_cds:MetaWorldCDS", CDS_TASKS, 500, (0.0,) * 4),
     "MetaWorldMT10-v3": _Family("envs.meta_world:MetaWorld", tuple(MT10_V3), 500, (0.0,) * 10, {"benchmark": "MT10"}),
     "MetaWorldMT50-v3": _Family("envs.meta_world:MetaWorld", tuple(MT50_V3), 500, (0.0,) * 50, {"benchmark": "MT50"}),

@@ -1,0 +1,309 @@
+"""Tests of envs/reacher.py: the arm's model, its rewards, stages and pictures; a controller solves every task."""
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import envs
+from envs import choose_opengl
+from envs.reacher import MultistageReacher
+
+S0, S1, S2, S3 = (0.2, 0.3, 0.5), (0.3, 0.0, 0.3), (0.4, -0.3, 0.4), (0.4, 0.3, 0.2)
+GEARS = np.array([5.0, 10.0, 10.0, 10.0, 10.0, 10.0])
+INITIAL_POSE = np.array([0.0, 0.0, 0.0, 0.0, -2.8, 0.0])
+
+
+def hand_position(env: MultistageReacher) -> np.ndarray:
+    """Where the hand is at the observed angles, from a simulation of its own."""
+    data = mujoco.MjData(env.model)
+    data.qpos[:] = env.data.qpos
+    mujoco.mj_forward(env.model, data)
+    return data.body("hand").xpos
+
+
+def controller(env: MultistageReacher) -> np.ndarray:
+    """A spring and a damper pull the hand to its sub-goal (Jacobian transpose), gravity being made up for.
+
+    Joint 2 is too weak for some places: while it is overtaxed and the hand too low, the elbow folds the arm, which then
+    can rise.
+    """
+    data = env.data
+    jacobian = np.zeros((3, 6))
+    mujoco.mj_jacBody(env.model, data, jacobian, None, env.model.body("hand").id)
+    error = env.goals[env.stage] - env.hand
+    force = 150.0 * (error + [0.0, 0.0, 0.02]) - 25.0 * (jacobian @ data.qvel)
+    torque = data.qfrc_bias + jacobian.T @ force - 0.1 * data.qvel
+    if abs(torque[1]) > GEARS[1] and error[2] > 0.03:
+        torque[2] = data.qfrc_bias[2] + 100.0 * (0.7 - data.qpos[2]) - 0.5 * data.qvel[2]
+    return np.clip(torque / GEARS, -1.0, 1.0).astype(np.float32)
+
+
+def roll_out(env: MultistageReacher, steps: int, **reset) -> list:
+    """Everything that reset and up to `steps` steps return, with actions from a fixed generator."""
+    rng = np.random.default_rng(7)
+    rows = [env.reset(**reset)[0].tolist()]
+    for _ in range(steps):
+        obs, *rest = env.step(rng.uniform(-1, 1, 6).astype(np.float32))
+        rows.append([obs.tolist(), *rest])
+    return rows
+
+
+def expected_reward(task: int, distance: float, action: np.ndarray, data: mujoco.MjData, stages: int) -> float:
+    control = (
+        -0.01 * np.sum(action.astype(float) ** 2) - 1e-3 * np.abs(data.qvel).mean() - 1e-5 * np.abs(data.qacc).mean()
+    )
+    if task == 1:
+        return control - distance - 2 + 200 * (distance < 0.05)
+    if task == 4:
+        return control - distance
+    return control - 0.4 * (3 - stages) - distance * (task != 3)
+
+
+# The model
+
+
+def test_model():
+    model = MultistageReacher(0).model
+    assert (model.nq, model.nv, model.nu) == (6, 6, 6)
+    assert (model.opt.timestep, model.opt.iterations) == (0.01, 10)
+    assert model.opt.integrator == mujoco.mjtIntegrator.mjINT_EULER
+    assert model.body_mass.sum() == pytest.approx(4.990241)
+    assert model.actuator_gear[:, 0].tolist() == GEARS.tolist()
+    assert model.actuator_ctrlrange.tolist() == [[-1, 1]] * 6 and model.actuator_ctrllimited.all()
+    assert model.jnt_range.tolist() == [[-0.8, 0.8], [-1.5, 0.7]] + [[-0.698132, 0.698132]] * 4
+    assert model.jnt_limited.all() and model.qpos0.tolist() == INITIAL_POSE.tolist()
+    assert set(model.dof_damping) == {0.5} and set(model.dof_armature) == {0.01}
+    assert set(model.geom_margin) == {0.001}
+
+
+def test_default_pose():
+    """The hand is where the task of staying has its goal, and gravity pulls the second joint with 10.7 N m."""
+    env = MultistageReacher(4)
+    assert env.hand == pytest.approx([0.41, 0.1192, 0.2394], abs=1e-4)
+    assert np.all(env.goals == env.hand)
+    assert env.data.qfrc_bias[1] == pytest.approx(-10.715, abs=0.001)
+
+
+def test_links_collide_with_the_floor_only():
+    env = MultistageReacher(0)
+    env.reset(seed=0)
+    floor_contacts = 0
+    for _ in range(100):
+        env.step(np.array([0.3, 1, 1, 0, 0, 0], np.float32))  # down
+        assert all(0 in pair for pair in env.data.contact.geom)  # geom 0 is the floor
+        floor_contacts += env.data.ncon
+    assert floor_contacts > 50 and env.hand[2] > 0.0
+
+
+# Gymnasium
+
+
+def test_check_env():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of unbounded observations
+        for task in range(5):
+            check_env(MultistageReacher(task), skip_render_check=True)
+
+
+def test_spaces():
+    env = MultistageReacher(0)
+    assert env.observation_space == gym.spaces.Box(-np.inf, np.inf, (15,), np.float32)
+    assert env.action_space == gym.spaces.Box(-1.0, 1.0, (6,), np.float32)
+
+
+@pytest.mark.parametrize("task", [-1, 5, 0.5])
+def test_bad_task(task):
+    with pytest.raises(ValueError, match=f"from 0 to 4, got {task}"):
+        MultistageReacher(task)
+
+
+def test_registration():
+    assert len(envs.TASKS["MultistageReacher-v0"]) == 5
+    env = gym.make("qmp/MultistageReacher-v0", task=3)
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(6, np.float32))[2:4] for _ in range(200)]
+    assert ends == [(False, False)] * 199 + [(False, True)]
+
+
+def test_vector():
+    vec = envs.make_vec("MultistageReacher-v0", seed=1)
+    assert vec.metadata["metrics"] == ("first_stage", "stages_completed")
+    obs, _ = vec.reset()
+    assert obs.shape == (5, 15) and obs.dtype == np.float32 and len(np.unique(obs[:, 0])) == 5
+    infos = vec.step(np.zeros((5, 6), np.float32))[-1]
+    assert all(infos[name].shape == (5,) for name in ("success", *vec.metadata["metrics"]))
+    vec.close()
+
+
+# Seeds
+
+
+def test_a_seed_decides_everything_that_follows():
+    env = MultistageReacher(4)
+    first = roll_out(env, 60, seed=3)
+    roll_out(env, 45)
+    assert roll_out(env, 60, seed=3) == first == roll_out(MultistageReacher(4), 60, seed=3)
+    assert roll_out(env, 60, seed=4) != first
+    assert roll_out(env, 60) != roll_out(env, 60)
+
+
+def test_another_process_gets_the_same():
+    code = (
+        "from test_reacher import MultistageReacher, roll_out\n"
+        "env = MultistageReacher(1)\n"
+        "roll_out(env, 20)\n"
+        "print(roll_out(env, 40, seed=5))"
+    )
+    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+    code = f"import sys; sys.path[:0] = {paths}\n{code}"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == str(roll_out(MultistageReacher(1), 40, seed=5))
+
+
+def test_starts():
+    env = MultistageReacher(0)
+    starts = np.stack([env.reset(seed=seed)[0] for seed in range(400)])  # [resets, 15]
+    noise = starts[:, :12] - np.concatenate((INITIAL_POSE, np.zeros(6)))
+    bound = np.repeat([0.01, 0.001], 6)
+    assert np.all(np.abs(noise) <= bound + 1e-6) and np.all(np.abs(noise).max(0) > 0.97 * bound)
+    assert np.all(np.abs(noise.mean(0)) < 0.1 * bound)
+    assert noise.std(0) == pytest.approx(bound / np.sqrt(3), rel=0.1)
+    assert np.all(starts[:, 12:] == [1, 0, 0])
+
+
+def test_limits_swing_joint_5_back():
+    env = MultistageReacher(0)
+    env.reset(seed=0)
+    for _ in range(4):
+        obs, *_ = env.step(np.zeros(6, np.float32))
+    assert obs[4] == pytest.approx(-0.7, abs=0.02)
+
+
+# Rewards and stages
+
+
+@pytest.mark.parametrize("task", range(5))
+def test_rewards_of_random_actions(task):
+    """Against the formula, over episodes of uniform and of extreme actions; the minimum is as documented."""
+    env = MultistageReacher(task)
+    rng = np.random.default_rng(task)
+    lowest = 0.0
+    for episode in range(4):
+        env.reset(seed=episode)
+        for _ in range(100):
+            action = rng.uniform(-1, 1, 6).astype(np.float32)
+            action = np.sign(action) if episode % 2 else action
+            goal = env.goals[env.stage]
+            obs, reward, terminated, truncated, info = env.step(action)
+            distance = np.linalg.norm(hand_position(env) - goal)
+            expected = expected_reward(task, distance, action, env.data, info["stages_completed"])
+            assert type(reward) is float and reward == pytest.approx(expected, abs=1e-9)
+            assert obs[:12].tolist() == np.concatenate((env.data.qpos, env.data.qvel)).astype(np.float32).tolist()
+            assert not truncated and terminated == info["success"]
+            lowest = min(lowest, reward)
+            if terminated:
+                break
+    assert (-4 if task == 1 else -3) < lowest < 0
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "task, goals", [(0, (S0, S1, S2)), (1, (S0, S1, S3)), (2, (S1, S3, S2)), (3, (S1, S2, S0)), (4, None)]
+)
+def test_controller_solves_every_task(task, goals, seed):
+    """Within 200 steps. Stages, observations, rewards and metrics are checked at every step of the way."""
+    env = MultistageReacher(task)
+    start = hand_position(env)
+    env.reset(seed=seed)
+    stages = inside = 0
+    for _ in range(200):
+        assert stages < 3
+        action = controller(env)
+        obs, reward, terminated, _, info = env.step(action)
+        goal = start if task == 4 else goals[stages]
+        distance = np.linalg.norm(hand_position(env) - goal)
+        inside += distance < 0.05
+        stages = inside // 30 if task == 4 else inside
+        assert info == {"success": stages == 3, "first_stage": stages > 0, "stages_completed": stages}
+        assert obs[12:].tolist() == [stages == 0, stages == 1, stages == 2]
+        assert reward == pytest.approx(expected_reward(task, distance, action, env.data, stages), abs=1e-9)
+        assert terminated == (stages == 3)
+        if terminated:
+            break
+    assert stages == 3
+
+
+def test_same_motion_in_every_task():
+    """What solves S0, S1, S2 moves the arm alike in all tasks, and completes what their order allows."""
+    env = MultistageReacher(0)
+    obs, _ = env.reset(seed=0)
+    actions, states, terminated = [], [], False
+    while not terminated:
+        actions.append(controller(env))
+        obs, _, terminated, *_ = env.step(actions[-1])
+        states.append(obs[:12].tolist())
+    completed, returns = [], []
+    for task in range(5):
+        env = MultistageReacher(task)
+        env.reset(seed=0)
+        steps = [env.step(action) for action in actions]
+        assert [obs[:12].tolist() for obs, *_ in steps] == states
+        completed.append(steps[-1][-1]["stages_completed"])
+        returns.append(sum(reward for _, reward, *_ in steps))
+    assert completed == [3, 2, 1, 2, 0]  # in task 3, S0 was touched too early to count
+    assert len(set(returns)) == 5
+
+
+# Pictures
+
+
+@pytest.fixture
+def opengl(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", choose_opengl())
+
+
+def pixels(frame: np.ndarray, color: str) -> int:
+    """How many pixels are clearly red, green or blue."""
+    channel = "rgb".index(color)
+    others = np.delete(frame.astype(int), channel, axis=2).max(-1)
+    return int(np.sum(frame[:, :, channel] > others + 40))
+
+
+def test_render_shows_the_current_goal(opengl):
+    env = MultistageReacher(0, render_mode="rgb_array")  # S0 is blue, S2 green, S3 red
+    env.reset(seed=0)
+    first = env.render()
+    assert first.shape == (320, 320, 3) and first.dtype == np.uint8
+    assert np.array_equal(first, env.render())
+    env.stage = 2
+    last = env.render()
+    env.stage = 3
+    done = env.render()
+    assert pixels(first, "b") > 200 and pixels(last, "b") == 0
+    assert pixels(last, "g") > 4 * pixels(first, "g") > 0 == pixels(done, "g")
+    env.close()
+    assert MultistageReacher(0).render() is None
+
+
+def test_render_side_by_side(opengl):
+    """Each draws what is its own, also after another has been closed."""
+    tasks = [MultistageReacher(task, render_mode="rgb_array") for task in (0, 1)]
+    for env in tasks:
+        env.reset(seed=0)
+    frames = [env.render() for env in tasks]
+    assert pixels(frames[0], "g") > 0 == pixels(frames[1], "g")  # only one of them has the green sub-goal
+    assert all(np.array_equal(frame, env.render()) for frame, env in zip(frames, tasks, strict=True))
+    for _ in range(10):
+        tasks[0].step(np.ones(6, np.float32))
+    assert not np.array_equal(frames[0], tasks[0].render())
+    tasks[1].render()
+    tasks[0].close()
+    assert np.array_equal(frames[1], tasks[1].render())
+    tasks[1].close()
