@@ -581,7 +581,9 @@ def read_checkpoint(args: Args) -> dict:
     path = Path(args.run_dir, "checkpoint.pt")
     try:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        script, _ = state["script"], Args(**state["args"])
+        script = state["script"]
+        if script == SCRIPT:
+            Args(**state["args"])
     except OSError as error:
         fail(f"cannot read {path}: {error.strerror}; --resume and --eval-only need the folder of a run in --run-dir")
     except (RuntimeError, ValueError, LookupError, TypeError, EOFError, pickle.UnpicklingError):

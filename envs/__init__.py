@@ -22,9 +22,11 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.wrappers.vector import RescaleAction
 from metaworld.env_dict import MT10_V3, MT50_V3
 
+from envs.maze import TASKS as MAZE_TASKS
 from envs.meta_world_cds import TASKS as CDS_TASKS
 from envs.pointreach import TASKS as POINTREACH_TASKS
 from envs.reacher import TASKS as REACHER_TASKS
+from envs.walker import TASKS as WALKER_TASKS
 
 
 class _Family(NamedTuple):
@@ -41,6 +43,8 @@ _FAMILIES = {
         "envs.pointreach:PointReach", POINTREACH_TASKS, 50, (-25.0, -25.0, -25.0, 0.0), needs_opengl=False
     ),
     "MultistageReacher-v0": _Family("envs.reacher:MultistageReacher", REACHER_TASKS, 200, (-5.0,) * 5),
+    "Maze-v0": _Family("envs.maze:Maze", MAZE_TASKS, 600, (-1.0,) * 10),
+    "Walker2dMT4-v0": _Family("envs.walker:Walker2dMT4", WALKER_TASKS, 1000, (0.0,) * 4),
     "MetaWorldCDS-v0": _Family("envs.meta_world_cds:MetaWorldCDS", CDS_TASKS, 500, (0.0,) * 4),
     "MetaWorldMT10-v3": _Family("envs.meta_world:MetaWorld", tuple(MT10_V3), 500, (0.0,) * 10, {"benchmark": "MT10"}),
     "MetaWorldMT50-v3": _Family("envs.meta_world:MetaWorld", tuple(MT50_V3), 500, (0.0,) * 50, {"benchmark": "MT50"}),
@@ -50,7 +54,7 @@ TASKS: dict[str, tuple[str, ...]] = {env_id: family.tasks for env_id, family in 
 """Names of the tasks of every environment, in the order of the sub-environments."""
 
 MIN_REWARDS: dict[str, tuple[float, ...]] = {env_id: family.min_rewards for env_id, family in _FAMILIES.items()}
-"""A lower bound on each task's reward per step, which borrowed transitions get where the true reward is unknown."""
+"""Reward per step of each task that stands for an unknown one, in data borrowed from other tasks (see qmp_uds.py)."""
 
 for _env_id, _family in _FAMILIES.items():
     gym.register(

@@ -15,15 +15,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from kills import equal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import envs
 import qmp_sac
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "benchmark"))
-from kills import equal  # noqa: E402
-
+PATHS = "import sys; sys.path[:0] = ['tests', 'benchmark']; "
 SHORT = (
     "--total-timesteps 600 --learning-starts 80 --batch-size 8 --hidden-sizes 16 16 --eval-episodes 1 "
     "--eval-frequency 300 --checkpoint-frequency 200"
@@ -140,7 +139,7 @@ def test_signals(tmp_path, monkeypatch, capsys, number, code):
 def test_control_c_reaches_worker_processes_too(tmp_path):
     """As in a terminal, the whole process group gets the signal; the workers must outlive it."""
     code = (
-        "import os, signal, sys; sys.path.insert(0, 'tests'); import qmp_sac, test_resume; import pytest; "
+        PATHS + "import os, pytest, signal, test_resume; "
         "os.setpgrp(); test_resume.crash_at(pytest.MonkeyPatch(), 60, lambda: os.killpg(0, signal.SIGINT)); "
         f"sys.exit(test_resume.main({str(tmp_path / 'run')!r}, '--vectorization', 'async'))"
     )
@@ -378,8 +377,8 @@ def test_numbers_that_are_not_finite_stop_the_run(tmp_path, capsys, flags, words
 def limited(run_dir, megabytes, *flags):
     """Run in a process whose files may not grow beyond a size, as on a full disk."""
     code = (
-        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({int(megabytes * 2**20)},) * 2); "
-        "sys.path.insert(0, 'tests'); import test_resume; "
+        PATHS + f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({int(megabytes * 2**20)},) * 2); "
+        "import test_resume; "
         f"sys.exit(test_resume.main({str(run_dir)!r}, *{flags!r}))"
     )
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -1,0 +1,146 @@
+"""Maze: a force-driven point runs from one cell to another in a maze of 9 x 12 cells, one pair of cells per task.
+
+The point and its simulation are `point.xml`, the walls `LARGE_MAZE` of gymnasium-robotics, read from that package; the
+same maze as D4RL's "maze2d-large". Cells have side 1, the middle of the maze is the origin; counted from 0 at the top
+left, the cell (row, column) has its centre at x = column - 5.5, y = 4 - row.
+
+    columns 0 1 2 3 4 5 6 7 8 9 10 11
+    row 0   # # # # # # # # # # #  #
+    row 1   # . . . . # . . . . .  #      y
+    row 2   # . # # . # . # . # .  #      |
+    row 3   # . . . . . . # . . .  #      +-- x
+    row 4   # . # # # # . # # # .  #
+    row 5   # . . # . # . . . . .  #
+    row 6   # # . # . # . # . # #  #
+    row 7   # . . # . . . # . . .  #
+    row 8   # # # # # # # # # # #  #
+
+Action, float32 in [-1, 1], shape (2,): force along x and y, in units of 100; the point has mass 4.19, radius 0.1 and a
+damping of 1. A step is 0.01 s.
+
+Observation, float32, shape (4,); the goal is not observed, each policy learns its own:
+
+| index | meaning | unit |
+|---|---|---|
+| 0, 1 | position x, y | cells |
+| 2, 3 | velocity x, y, clipped to [-5, 5] before the step, so that it may exceed this by what one step adds | cells/s |
+
+Reward: exp(-d) - 1 with d the distance to the centre of the goal cell, between -1 and 0. Minimum reward, for UDS: -1.
+Success: d <= 0.5, which also terminates the episode. Registration limits episodes to 600 steps; the shortest ways take
+9 to 15 moves from cell to cell, which PD control along their centres makes in 250 to 430 steps.
+Start: the centre of the start cell with uniform noise of +-0.1 in x and y; velocity 0.1 times a standard normal.
+
+Source: the QMP paper's Maze Navigation; cells, noise, reward and threshold are those of clvrai/qmp ("MazeLarge-10-v0"),
+which builds on D4RL. There the axes differ (x grows with the row, y with the column, and the origin lies in the cell
+(0, 0)), and starts and goals lie 0.2 off the centres of their cells along both axes, as D4RL places the point so.
+"""
+
+import importlib.util
+import math
+import runpy
+from pathlib import Path
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+from gymnasium.envs.mujoco.mujoco_rendering import OffScreenViewer
+
+# Located, not imported: importing the package prints a notice and replaces some of Gymnasium's own environments.
+PACKAGE = Path(importlib.util.find_spec("gymnasium_robotics").origin).parent / "envs"
+WALLS = np.array(runpy.run_path(str(PACKAGE / "maze" / "maps.py"))["LARGE_MAZE"], dtype=bool)  # [9, 12]
+CELLS = (  # start (row, column), goal (row, column) of each task
+    ((1, 3), (5, 8)),
+    ((1, 10), (2, 4)),
+    ((4, 1), (1, 7)),
+    ((7, 4), (4, 10)),
+    ((1, 3), (7, 4)),
+    ((1, 7), (7, 10)),
+    ((5, 4), (7, 9)),
+    ((7, 1), (2, 6)),
+    ((1, 2), (3, 10)),
+    ((7, 2), (6, 8)),
+)
+TASKS = tuple(f"{r}-{c}-to-{goal_r}-{goal_c}" for (r, c), (goal_r, goal_c) in CELLS)
+START_NOISE, START_VELOCITY = 0.1, 0.1
+MAX_VELOCITY = 5.0
+GOAL_RADIUS = 0.5
+
+
+def center(row: int, column: int) -> tuple[float, float]:
+    """Position (x, y) of the centre of a cell."""
+    rows, columns = WALLS.shape
+    return column + 0.5 - columns / 2, rows / 2 - row - 0.5
+
+
+def load_model(goal: tuple[float, float]) -> mujoco.MjModel:
+    """The point, a block for every wall cell, and a coloured floor around `goal` (x, y) that touches nothing."""
+    spec = mujoco.MjSpec.from_file(str(PACKAGE / "assets" / "point" / "point.xml"))
+    for row, column in np.argwhere(WALLS):
+        spec.worldbody.add_geom(
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            pos=[*center(row, column), 0.2],
+            size=[0.5, 0.5, 0.2],
+            rgba=[0.7, 0.5, 0.3, 1.0],
+            contype=1,
+        )
+    spec.worldbody.add_site(
+        type=mujoco.mjtGeom.mjGEOM_BOX, pos=[*goal, -0.09], size=[0.5, 0.5, 0.01], rgba=[0.9, 0.2, 0.2, 1.0]
+    )
+    spec.visual.quality.offsamples = 0  # without a GPU, smoothing edges takes two thirds of the time of a frame
+    return spec.compile()
+
+
+class Maze(gym.Env):
+    """Task `task` (0 to 9) of Maze; see the module's docstring for spaces and rewards."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 100}
+
+    def __init__(self, task: int, render_mode: str | None = None):
+        if task not in range(len(TASKS)):
+            raise ValueError(f"task of Maze must be an integer from 0 to {len(TASKS) - 1}, got {task!r}")
+        self.task = int(task)
+        self.render_mode = render_mode
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+        self.start, self.goal = (center(*cell) for cell in CELLS[self.task])
+        self.model = load_model(self.goal)
+        self.data = mujoco.MjData(self.model)
+        self.qpos, self.qvel, self.ctrl = self.data.qpos, self.data.qvel, self.data.ctrl  # views, quicker to reach
+        self.viewer: OffScreenViewer | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        mujoco.mj_resetData(self.model, self.data)
+        self.qpos[:] = self.start + self.np_random.uniform(-START_NOISE, START_NOISE, 2)
+        self.qvel[:] = START_VELOCITY * self.np_random.standard_normal(2)
+        return self._observation(), {}
+
+    def step(self, action: np.ndarray):
+        self.ctrl[:] = action  # MuJoCo clips it to [-1, 1]
+        np.clip(self.qvel, -MAX_VELOCITY, MAX_VELOCITY, out=self.qvel)
+        mujoco.mj_step(self.model, self.data)
+        distance = math.dist(self.qpos.tolist(), self.goal)
+        success = distance <= GOAL_RADIUS
+        return self._observation(), math.exp(-distance) - 1.0, success, False, {"success": success}
+
+    def _observation(self) -> np.ndarray:
+        return np.concatenate((self.qpos, self.qvel), dtype=np.float32)
+
+    def render(self) -> np.ndarray | None:
+        """The maze from above, uint8 [240, 320, 3]: goal cell red; the point green, drawn twice as large as it is."""
+        if self.render_mode is None:
+            return None
+        if self.viewer is None:
+            self.viewer = OffScreenViewer(self.model, self.data, width=320, height=240)
+            self.viewer.cam.lookat[:] = 0.0
+            self.viewer.cam.distance, self.viewer.cam.azimuth, self.viewer.cam.elevation = 11.5, 90.0, -90.0
+        self.viewer.make_context_current()  # another environment's may be
+        mujoco.mj_kinematics(self.model, self.data)  # a step leaves the bodies where they were before it
+        return self.viewer.render("rgb_array")
+
+    def close(self) -> None:
+        if self.viewer is not None:
+            self.viewer.make_context_current()
+            self.viewer.close()
+            self.viewer = None

@@ -1,0 +1,250 @@
+"""Tests of envs/walker.py: the model, rewards recomputed from the state, falls, the ceiling, full episodes."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import envs
+from envs.walker import SURVIVAL_STEPS, TASKS, Walker2dMT4
+
+FORWARD, BACKWARD, BALANCE, CRAWL = range(4)
+# Joint angles of a pose like sitting on a chair, which a PD controller brings to rest from every start tried.
+SITTING = np.array([-1.15, -0.84, 0.47, -0.15, -0.73, 0.51])
+LYING = np.array([8.0, 0.5, 1.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])  # qpos under the ceiling, in the air
+
+
+def roll_out(env: Walker2dMT4, seed: int, steps: int = 30, render: bool = False) -> list:
+    """Everything that reset and the steps return."""
+    rows = [env.reset(seed=seed)[0].tolist()]
+    for action in np.random.default_rng(7).uniform(-1, 1, (steps, 6)).astype(np.float32):
+        if render:
+            env.render()
+        obs, *rest = env.step(action)
+        rows.append((obs.tolist(), *rest))
+    return rows
+
+
+def put(env: Walker2dMT4, qpos: np.ndarray, qvel: float = 0.0) -> tuple:
+    """Step without action from the given state."""
+    env.reset(seed=0)
+    env.qpos[:], env.qvel[:] = qpos, qvel
+    return env.step(np.zeros(6, np.float32))
+
+
+def test_model_is_gymnasiums_but_for_a_foot_and_the_ceiling():
+    original = mujoco.MjModel.from_xml_path(
+        str(Path(gym.__file__).parent / "envs" / "mujoco" / "assets" / "walker2d_v5.xml")
+    )
+    for task in range(4):
+        model, ceilings = Walker2dMT4(task).model, int(task == CRAWL)
+        assert model.ngeom == original.ngeom + ceilings
+        for name in ("body_mass", "body_inertia", "body_pos", "jnt_range", "dof_damping", "actuator_gear", "qpos0"):
+            expected = getattr(original, name)
+            assert np.array_equal(getattr(model, name)[: len(expected)], expected)
+        assert (model.opt.timestep, model.opt.integrator) == (0.002, mujoco.mjtIntegrator.mjINT_RK4)
+        frictions = {original.geom(i).name: original.geom(i).friction.tolist() for i in range(original.ngeom)}
+        assert frictions["foot_geom"] == frictions["foot_left_geom"] == [1.9, 0.1, 0.1]
+        frictions["foot_geom"] = [0.9, 0.1, 0.1]
+        assert {name: model.geom(name).friction.tolist() for name in frictions} == frictions
+    ceiling = model.geom("ceiling")
+    assert ceiling.pos.tolist() == [8, 0, 1] and ceiling.size.tolist() == [6, 2, 0.1]
+
+
+def test_dynamics_are_gymnasiums():
+    """From the same state, under the same actions and with the same foot, the observations of Walker2d-v5."""
+    theirs, ours = gym.make("Walker2d-v5").unwrapped, Walker2dMT4(FORWARD)
+    theirs.model.geom("foot_geom").friction[0] = 0.9
+    theirs.reset(seed=0), ours.reset(seed=0)
+    theirs.set_state(ours.qpos.copy(), ours.qvel.copy())
+    for action in np.random.default_rng(0).uniform(-1, 1, (60, 6)).astype(np.float32):
+        # Rounding grows at contacts.
+        np.testing.assert_allclose(ours.step(action)[0], theirs.step(action)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("task", range(4))
+def test_reward(task):
+    """Recomputed from the state before and after, with kinematics of its own, on steps with falls among them."""
+    env, rng = Walker2dMT4(task), np.random.default_rng(task)
+    data = mujoco.MjData(env.model)
+    env.reset(seed=task)
+    fast = 0
+    for step in range(120):
+        if step % 40 == 20:
+            env.qpos[0], env.qvel[0] = -3, rng.uniform(-8, 8)  # away from the ceiling
+        before = env.qpos.copy()
+        action = rng.uniform(-1, 1, 6).astype(np.float32)
+        obs, reward, *_ = env.step(action)
+        data.qpos[:] = env.qpos
+        mujoco.mj_forward(env.model, data)
+        z = {name: data.body(name).xpos[2] for name in ("torso", "foot", "foot_left")}
+        v, *_, right, _, _, left = (env.qpos - before) / 0.008
+        fast += v > 3
+        stretched = abs(1.1 - (z["torso"] - max(z["foot"], z["foot_left"])))
+        alive = 1 + 0.1 * np.cos(env.qpos[2]) - 0.001 * np.square(action.astype(float)).sum()
+        feet = 0.01 * (abs(right) + abs(left))
+        expected = {
+            FORWARD: 3 - abs(v - 3) + alive - stretched - feet,
+            BACKWARD: 3 - abs(-v - 3) + alive - stretched - feet,
+            BALANCE: -abs(v) + alive - 0.5 * stretched,
+            CRAWL: 2 * (3 - abs(v - 3)) + alive - feet,
+        }
+        assert type(reward) is float and reward == pytest.approx(expected[task], abs=1e-9)
+        assert obs.tolist() == np.float32([*env.qpos[1:], *np.clip(env.qvel, -10, 10)]).tolist()
+    assert fast
+
+
+@pytest.mark.parametrize("task", range(4))
+def test_full_episode_succeeds(task):
+    """A PD controller holds a pose, so no task is impossible; success comes with step 1000 and not before."""
+    env = gym.make("qmp/Walker2dMT4-v0", task=task)
+    obs, _ = env.reset(seed=task)
+    for step in range(1, SURVIVAL_STEPS + 1):
+        action = np.clip(3 * (SITTING - obs[2:8]) - 0.1 * obs[11:], -1, 1).astype(np.float32)
+        obs, _, terminated, truncated, info = env.step(action)
+        assert not terminated and truncated is info["success"] is (step == SURVIVAL_STEPS)
+    env.reset()
+    assert env.step(action)[4] == {"success": False}  # the next episode counts from the start
+
+
+@pytest.mark.parametrize("task", range(4))
+def test_no_success_when_falling_in_the_last_step(task):
+    env = Walker2dMT4(task)
+    env.reset(seed=0)
+    env.steps = SURVIVAL_STEPS - 1
+    env.qpos[1] = 0.2
+    _, _, terminated, truncated, info = env.step(np.zeros(6, np.float32))
+    assert terminated and not truncated and info == {"success": False}
+
+
+@pytest.mark.parametrize("task", range(4))
+def test_falling_terminates(task):
+    env = Walker2dMT4(task)
+    limit = 0.3 if task == CRAWL else 0.8
+    for height in np.linspace(limit - 0.05, limit + 0.05, 20):
+        _, _, terminated, _, info = put(env, [0, height, 1.5, 0, 0, 0, 0, 0, 0])
+        assert terminated is bool(env.qpos[1] < limit) and info == {"success": False}
+
+
+def test_touching_the_ceiling_costs_ten_and_terminates():
+    env = Walker2dMT4(CRAWL)
+    for height in (0.6, 0.7, 0.86):
+        _, reward, terminated, _, info = put(env, [*LYING[:1], height, *LYING[2:]])
+        touched = height > 0.85  # half the torso's thickness below the ceiling
+        assert terminated is touched and info == {"success": False}
+        assert reward == pytest.approx(1 - 10 * touched, abs=0.5)
+    assert put(env, [1.0, 1.25, 0, 0, 0, 0, 0, 0, 0])[2] is False  # before the ceiling
+    assert put(env, [15.0, 1.25, 0, 0, 0, 0, 0, 0, 0])[2] is False  # behind it
+    assert put(Walker2dMT4(FORWARD), [8.0, 1.25, 0, 0, 0, 0, 0, 0, 0])[2] is False  # no ceiling there
+
+
+def test_observed_velocities_are_clipped():
+    obs, *_ = put(Walker2dMT4(FORWARD), [0, 3, 0, -1, -1, 0, -1, -1, 0], [40, -40, 0, 0, 0, 0, 0, 0, 0])
+    assert obs[8:10].tolist() == [10, -10]
+
+
+@pytest.mark.parametrize("task", [FORWARD, BALANCE])
+def test_reset_distribution(task, monkeypatch):
+    """Noise on every coordinate, then random actions, all from the seeded generator."""
+    env, actions = Walker2dMT4(task), []
+    monkeypatch.setattr(env, "_simulate", actions.append)
+    starts = []
+    for seed in range(300):
+        obs, _ = env.reset(seed=seed)
+        starts.append(np.concatenate((env.qpos - env.model.qpos0, env.qvel)))
+    starts, actions = np.stack(starts), np.stack(actions)
+    assert np.abs(starts).max() <= 0.01 and np.all(starts.max(0) > 0.009) and np.all(starts.min(0) < -0.009)
+    assert len(actions) == 300 * (10 if task == BALANCE else 5)
+    assert np.abs(actions).max() <= 1 and actions.std(0) == pytest.approx(1 / 3**0.5, rel=0.1)
+    monkeypatch.undo()
+    obs, _ = env.reset(seed=0)
+    assert np.abs(obs).max() > 0.05 and env.data.time == pytest.approx(0.08 if task == BALANCE else 0.04)
+
+
+def test_a_seed_decides_all_that_follows():
+    env = Walker2dMT4(CRAWL)
+    first = roll_out(env, 3)
+    roll_out(env, 4)
+    assert first == roll_out(env, 3) == roll_out(Walker2dMT4(CRAWL), 3) != roll_out(env, 4)
+    env.reset(seed=3)
+    second = env.reset()[0].tolist()
+    env.reset(seed=3)
+    assert second == env.reset()[0].tolist() != first[0]
+
+
+def test_the_same_in_another_process():
+    code = "from test_walker import *; print(roll_out(Walker2dMT4(BALANCE), 5)[-1])"
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=os.path.dirname(os.path.abspath(__file__)),
+        env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(os.path.abspath(__file__)))},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert out.splitlines()[-1] == str(roll_out(Walker2dMT4(BALANCE), 5)[-1])
+
+
+def test_vector_of_all_tasks():
+    vec = envs.make_vec("Walker2dMT4-v0", seed=1)
+    assert TASKS == envs.TASKS["Walker2dMT4-v0"]
+    obs, _ = vec.reset()
+    assert obs.shape == (4, 17) and obs.dtype == np.float32 and len({tuple(row) for row in obs}) == 4
+    assert len(set(vec.step(np.zeros((4, 6), np.float32))[1])) == 4
+    vec.close()
+    assert gym.spec("qmp/Walker2dMT4-v0").max_episode_steps == SURVIVAL_STEPS == 1000
+
+
+@pytest.mark.parametrize("task", range(4))
+def test_check_env(task):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of unbounded observations
+        check_env(Walker2dMT4(task), skip_render_check=True)
+
+
+def test_spaces():
+    env = Walker2dMT4(0)
+    assert env.observation_space == gym.spaces.Box(-np.inf, np.inf, (17,), np.float32)
+    assert env.action_space == gym.spaces.Box(-1.0, 1.0, (6,), np.float32)
+
+
+@pytest.mark.parametrize("task", [-1, 4, 0.5, "crawl"])
+def test_bad_task(task):
+    with pytest.raises(ValueError, match="from 0 to 3, got") as error:
+        Walker2dMT4(task)
+    assert "\n" not in str(error.value)
+
+
+def glass(frame: np.ndarray) -> float:
+    """Share of the frame's pixels that are clearly blue: the ceiling."""
+    red, green, blue = np.moveaxis(frame.astype(int), -1, 0)
+    return float(np.mean((blue > red + 50) & (blue > green + 50)))
+
+
+def test_render(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", envs.choose_opengl())
+    tasks = [Walker2dMT4(task, render_mode="rgb_array") for task in (FORWARD, CRAWL)]
+    for env in tasks:
+        put(env, LYING)
+    frames = [env.render() for env in tasks]
+    for env, frame in zip(tasks, frames, strict=True):
+        assert frame.shape == (240, 320, 3) and frame.dtype == np.uint8
+        assert np.array_equal(frame, env.render())  # side by side
+    assert glass(frames[0]) < 0.02 and glass(frames[1]) > 0.05
+    assert glass(frames[1][:, :60]) > 0 and glass(frames[1][:, -60:]) > 0  # it spans the frame: the camera has followed
+    put(tasks[1], [*LYING[:1], 0.7, 0.0, *LYING[3:]])
+    assert not np.array_equal(frames[1], tasks[1].render())
+    tasks[1].close()
+    assert np.array_equal(frames[0], tasks[0].render())
+    rendered, plain = Walker2dMT4(CRAWL, render_mode="rgb_array"), Walker2dMT4(CRAWL)
+    assert roll_out(rendered, 2, steps=10, render=True) == roll_out(plain, 2, steps=10)  # drawing changes nothing
+    rendered.close()
+    tasks[0].close()
+    assert plain.render() is None
