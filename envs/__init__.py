@@ -22,6 +22,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.wrappers.vector import RescaleAction
 from metaworld.env_dict import MT10_V3, MT50_V3
 
+from envs.kitchen import TASKS as KITCHEN_TASKS
 from envs.maze import TASKS as MAZE_TASKS
 from envs.meta_world_cds import TASKS as CDS_TASKS
 from envs.pointreach import TASKS as POINTREACH_TASKS
@@ -45,6 +46,7 @@ _FAMILIES = {
     "MultistageReacher-v0": _Family("envs.reacher:MultistageReacher", REACHER_TASKS, 200, (-5.0,) * 5),
     "Maze-v0": _Family("envs.maze:Maze", MAZE_TASKS, 600, (-1.0,) * 10),
     "Walker2dMT4-v0": _Family("envs.walker:Walker2dMT4", WALKER_TASKS, 1000, (0.0,) * 4),
+    "KitchenMT10-v0": _Family("envs.kitchen:KitchenMT10", KITCHEN_TASKS, 140, (-20.0,) * 10),
     "MetaWorldCDS-v0": _Family("envs.meta_world_cds:MetaWorldCDS", CDS_TASKS, 500, (0.0,) * 4),
     "MetaWorldMT10-v3": _Family("envs.meta_world:MetaWorld", tuple(MT10_V3), 500, (0.0,) * 10, {"benchmark": "MT10"}),
     "MetaWorldMT50-v3": _Family("envs.meta_world:MetaWorld", tuple(MT50_V3), 500, (0.0,) * 50, {"benchmark": "MT50"}),

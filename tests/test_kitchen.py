@@ -1,0 +1,358 @@
+"""Tests of envs/kitchen.py: the numbers of FrankaKitchen-v1, rewards from the state, and a way to solve every task."""
+
+import math
+import subprocess
+import sys
+import warnings
+from itertools import pairwise
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium_robotics.envs.franka_kitchen import kitchen_env
+
+import envs
+from envs import kitchen
+from envs.kitchen import ELEMENTS, SUCCESS_REWARD, TASKS, KitchenMT10, load_model
+
+every_task = pytest.mark.parametrize("task", range(10), ids=TASKS)
+
+
+@pytest.fixture(scope="module")
+def package():
+    """FrankaKitchen-v1 without noise."""
+    return kitchen_env.KitchenEnv(robot_noise_ratio=0.0, object_noise_ratio=0.0)
+
+
+def actions(steps: int) -> np.ndarray:
+    return np.random.default_rng(7).uniform(-1, 1, (steps, 9)).astype(np.float32)
+
+
+def roll_out(env: KitchenMT10, steps: int, seed: int | None = None) -> list:
+    """Everything that reset and `steps` steps return."""
+    return [env.reset(seed=seed)[0].tolist()] + [(o.tolist(), *rest) for o, *rest in map(env.step, actions(steps))]
+
+
+# Same numbers as FrankaKitchen-v1
+
+
+def test_numbers_are_those_of_the_package(package):
+    names = ["slide cabinet", "hinge cabinet", "bottom burner", "top burner", "light switch"]
+    for element, name in zip(ELEMENTS, names, strict=True):
+        assert np.arange(30)[element.joints].tolist() == kitchen_env.OBS_ELEMENT_INDICES[name].tolist()
+        assert list(element.active) == kitchen_env.OBS_ELEMENT_GOALS[name].tolist()
+    robot = package.robot_env
+    assert robot.frame_skip == kitchen.FRAME_SKIP and robot.dt == kitchen.STEP_SECONDS
+    assert np.array_equal(kitchen.START, robot.init_qpos)
+    assert np.array_equal(np.stack((kitchen.SERVO_LOW, kitchen.SERVO_HIGH)).T, robot.robot_pos_bound[:9])
+    noise = np.concatenate((0.01 * robot.robot_pos_noise_amp[:9], 0.0005 * robot.robot_pos_noise_amp[8:]))
+    assert kitchen.NOISE == pytest.approx(noise, rel=1e-12)
+
+
+@pytest.mark.parametrize("visual", [False, True])
+def test_joints_and_sites_belong_to_their_elements(visual):
+    model = load_model(visual)
+    joints = ["slide_cabinet", "right_hinge_cabinet", "knob_Joint_2", "knob_Joint_4", "light_switch"]
+    for element, joint in zip(ELEMENTS, joints, strict=True):
+        moving = model.joint(joint)
+        index = 21 if element.name == "hinge-cabinet" else element.joints.start
+        assert moving.qposadr == index and moving.bodyid == model.site(element.site).bodyid
+
+
+def test_physics_equal_the_package_bit_for_bit(package, monkeypatch):
+    """In contact with the kitchen, too, although the simulated model lacks the geoms that are only seen."""
+    monkeypatch.setattr(kitchen, "NOISE", np.zeros(30))
+    env = KitchenMT10(0)
+    env.reset(seed=0)
+    package.reset(seed=0)
+    for action in 0.3 * actions(60) + np.eye(9)[0] * -0.4:
+        obs = env.step(action)[0]
+        theirs = package.step(action)[0]["observation"]
+        assert env.data.qpos.tolist() == package.data.qpos.tolist()
+        assert obs[:30].tolist() == theirs[np.r_[:9, 18:39]].astype(np.float32).tolist()
+    assert np.abs(env.data.qpos - env.start)[9:].max() > 0.1  # something was pushed
+
+
+def test_environments_share_one_small_model():
+    first, second = KitchenMT10(0), KitchenMT10(9)
+    assert first.model is second.model and first.data is not second.data
+    assert first.model.nbuffer < 1e6 < load_model(visual=True).nbuffer
+    alone = roll_out(first, 20, seed=1)
+    first.reset(seed=1)
+    second.reset(seed=2)
+    together = []
+    for action in actions(20):
+        second.step(-action)
+        obs, *rest = first.step(action)
+        together.append((obs.tolist(), *rest))
+    assert together == alone[1:]
+
+
+# Resets
+
+
+@every_task
+def test_starts_at_the_goal_of_the_opposite_task(task):
+    env, opposite = KitchenMT10(task), KitchenMT10(task ^ 1)
+    joints = env.element.joints
+    env.reset(seed=task)
+    assert env.data.qpos[joints].tolist() == opposite.goal[joints].tolist()
+    others = np.delete(np.arange(30), joints)
+    assert env.data.qpos[others].tolist() == kitchen.START[others].tolist() and not env.data.qvel.any()
+    assert not np.delete(env.goal, joints).any()
+    inactive = env.goal[joints] if task % 2 else opposite.goal[joints]
+    assert np.abs(inactive).max() < 0.007
+    rest = [env.step(np.zeros(9))[4]["success"] for _ in range(30)]
+    assert not any(rest)  # an arm that does nothing solves nothing
+
+
+def test_tasks_differ():
+    starts = {tuple(KitchenMT10(task).start) for task in range(10)}
+    goals = {tuple(KitchenMT10(task).goal) for task in range(10)}
+    assert len(starts) == 6 and len(goals) == 10  # the five tasks that open or switch on start alike
+    assert len(set(TASKS)) == 10 and envs.TASKS["KitchenMT10-v0"] == TASKS
+
+
+def test_noise_of_the_observation():
+    env = KitchenMT10(5)
+    seen = np.stack([env.reset(seed=seed)[0] for seed in range(300)])
+    assert np.all(seen[:, 30:] == env.goal.astype(np.float32))
+    noise = seen[:, :30] - env.start
+    float32 = 2e-7 * np.maximum(np.abs(env.start), 0.1)
+    assert np.all(np.abs(noise) <= kitchen.NOISE + float32)
+    robot = noise[:, :9] / kitchen.NOISE[:9]
+    assert np.all(robot.min(0) < -0.95) and np.all(robot.max(0) > 0.95)
+    assert np.all(np.abs(robot.mean(0)) < 0.15) and robot.std(0) == pytest.approx(np.full(9, 1 / math.sqrt(3)), rel=0.1)
+
+
+def test_seed_determines_all_that_follows():
+    env, other = KitchenMT10(3), KitchenMT10(3)
+    first, second = roll_out(env, 30, seed=4), roll_out(env, 30)
+    assert first != second
+    other.reset(seed=9)
+    for _ in range(25):
+        other.step(np.ones(9))  # leaves velocities, forces and the solver's warm start behind
+    assert roll_out(other, 30, seed=4) == first and roll_out(other, 30) == second
+    assert roll_out(other, 30, seed=5) != first
+
+
+def test_another_process_gets_the_same_numbers():
+    code = (
+        "import numpy as np; from envs.kitchen import KitchenMT10; env = KitchenMT10(6); env.reset(seed=3); "
+        "print([(obs.tolist(), reward) for obs, reward, *_ in map(env.step, np.eye(9))])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    env = KitchenMT10(6)
+    env.reset(seed=3)
+    assert output.strip() == repr([(obs.tolist(), reward) for obs, reward, *_ in map(env.step, np.eye(9))])
+
+
+# Rewards
+
+
+def distances(env: KitchenMT10) -> tuple[float, float]:
+    """Distance of the element from its goal and of the fingers from its site, from qpos alone, in the other model."""
+    model = load_model(visual=True)
+    data = mujoco.MjData(model)
+    data.qpos[:] = env.data.qpos
+    mujoco.mj_forward(model, data)
+    fingers = (data.body("panda0_leftfinger").xpos + data.body("panda0_rightfinger").xpos) / 2
+    d = np.linalg.norm((env.data.qpos - env.goal)[env.element.joints])
+    return float(d), float(np.linalg.norm(fingers - data.site(env.element.site).xpos))
+
+
+def gaussian(x: float, bound: float, start: float) -> float:
+    """A Gaussian of the distance beyond `bound` whose value at `start` is 0.1."""
+    deviation = abs(start - bound) / math.sqrt(2 * math.log(10))
+    return math.exp(-0.5 * (max(0.0, x - bound) / deviation) ** 2)
+
+
+@every_task
+def test_reward_follows_from_the_state(task):
+    env = KitchenMT10(task)
+    env.reset(seed=task)
+    d0, r0 = distances(env)
+    limit = 0.1 if TASKS[task] in ("slide-cabinet-open", "slide-cabinet-close", "hinge-cabinet-open") else 0.3
+    joints, shares, rewards = env.element.joints, np.linspace(0, 0.9 * (1 - limit / d0), 25), []
+    for share, action in zip(shares, actions(25), strict=True):
+        env.data.qpos[joints] = (1 - share) * env.start[joints] + share * env.goal[joints]
+        _, reward, terminated, truncated, info = env.step(action)
+        d, r = distances(env)
+        expected = 20 * (0.4 * gaussian(d, limit, d0) + 0.6 * gaussian(r, 0.08, r0) - 1)
+        assert d >= limit and reward == pytest.approx(expected, abs=1e-9) and -20 <= reward <= 0
+        assert type(reward) is float and info == {"success": False} and not terminated and not truncated
+        rewards.append(reward)
+    assert max(rewards) > min(rewards) + 1
+
+
+def test_tolerance():
+    values = [kitchen.tolerance(x, 0.3, 0.5) for x in (0.0, 0.3, 0.55, 0.8, 30.0)]
+    assert values == pytest.approx([1.0, 1.0, 0.1**0.25, 0.1, 0.0])
+    assert all(a >= b for a, b in pairwise(values))
+
+
+@every_task
+def test_element_at_its_goal_is_a_success(task):
+    env = KitchenMT10(task)
+    env.reset(seed=0)
+    for action in actions(5):
+        assert env.step(action)[4] == {"success": False}
+    joints = env.element.joints
+    env.data.qpos[joints] = 0.02 * env.start[joints] + 0.98 * env.goal[joints]
+    _, reward, terminated, truncated, info = env.step(np.zeros(9, np.float32))
+    assert reward == SUCCESS_REWARD == 20 * 140 and terminated is True and truncated is False
+    assert info == {"success": True}
+
+
+# A scripted arm solves every task
+
+PATHS = {  # where the closed fingertips go, one point after the other
+    "slide-cabinet-open": [(-0.2, 0.45, 2.6), (-0.17, 0.6, 2.6), (0.3, 0.6, 2.6)],
+    "slide-cabinet-close": [
+        (0.3, 0.2, 2.2),
+        (0.36, 0.35, 2.35),
+        (0.36, 0.4, 2.6),
+        (0.36, 0.6, 2.6),
+        (-0.2, 0.6, 2.6),
+    ],
+    "hinge-cabinet-close": [(0.0, 0.2, 2.6), (0.0, 0.3, 2.6), (-0.25, 0.7, 2.6), (-0.4, 0.7, 2.6)],
+    "bottom-burner-on": [(-0.36, 0.45, 2.306), (-0.34, 0.64, 2.306), (-0.1, 0.64, 2.306)],
+    "bottom-burner-off": [(-0.345, 0.43, 2.233), (-0.345, 0.63, 2.233), (-0.202, 0.63, 2.221)],
+    "top-burner-on": [(-0.36, 0.45, 2.42), (-0.34, 0.64, 2.42), (-0.1, 0.64, 2.42)],
+    "top-burner-off": [(-0.389, 0.417, 2.359), (-0.389, 0.617, 2.359), (-0.16, 0.617, 2.349)],
+    "light-on": [(-0.22, 0.45, 2.31), (-0.27, 0.6, 2.31), (-0.55, 0.6, 2.31)],
+    "light-off": [(-0.55, 0.45, 2.33), (-0.52, 0.6, 2.33), (-0.2, 0.6, 2.33)],
+}
+
+
+def fingertips(env: KitchenMT10) -> np.ndarray:
+    hand = env.data.body("panda0_link7")
+    return hand.xpos + 0.25 * hand.xmat.reshape(3, 3)[:, 2]
+
+
+def move(env: KitchenMT10, target, fingers=-1.0, heading=None, stride=0.08) -> bool:
+    """One step of the fingertips towards `target` by damped least squares; returns success.
+
+    With `heading` (rad), the hand also turns to face along the y-axis rotated by it, one finger beside the other.
+    """
+    hand, tips = env.data.body("panda0_link7"), fingertips(env)
+    jacobian = np.zeros((6, env.model.nv))
+    mujoco.mj_jac(env.model, env.data, jacobian[:3], jacobian[3:], tips, hand.id)
+    twist = np.append(target - tips, np.zeros(3))
+    twist *= min(1.0, stride / np.linalg.norm(twist))
+    jacobian[3:] *= 0.0 if heading is None else 0.3
+    if heading is not None:
+        side, front = np.array([[math.cos(heading), math.sin(heading), 0], [-math.sin(heading), math.cos(heading), 0]])
+        forward = hand.xmat.reshape(3, 3)[:, 2]
+        sideways = env.data.body("panda0_leftfinger").xmat.reshape(3, 3)[:, 1]
+        turn = np.cross(forward, front) + np.cross(sideways, side * np.sign(side @ sideways))
+        twist[3:] = 0.3 * np.clip(0.5 * turn, -0.3, 0.3)
+    arm = jacobian[:, :7]
+    velocity = arm.T @ np.linalg.solve(arm @ arm.T + 1e-3 * np.eye(6), twist) / 0.16
+    return env.step(np.clip([*velocity, fingers, fingers], -1, 1).astype(np.float32))[4]["success"]
+
+
+def follow_path(env: KitchenMT10) -> bool:
+    """Lead the fingertips along the path of the task; returns success within an episode."""
+    path, point, since = PATHS[TASKS[env.task]], 0, 0
+    for _ in range(140):
+        near = np.linalg.norm(path[point] - fingertips(env)) < 0.03
+        if move(env, path[point]):
+            return True
+        since += 1
+        if (near or since > 40) and point < len(path) - 1:
+            point, since = point + 1, 0
+    return False
+
+
+def open_hinge(env: KitchenMT10) -> bool:
+    """Grasp the handle and lead it round the hinge; returns success within an episode."""
+    sag, arrival = np.zeros(3), 140  # what the servos fall short by; when the hand is in front of the handle
+    for step in range(140):
+        angle, since = env.data.qpos[21], step - arrival
+        pulling = since > 20
+        heading, ahead = 0.4 * angle, angle + 0.9 * pulling
+        front = np.array([-math.sin(heading), math.cos(heading), 0])
+        c, s = math.cos(ahead), math.sin(ahead)
+        handle = np.array([-0.224, 0.71, 2.63]) + np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ [-0.302, -0.128, 0]
+        missing = handle + (0.015 if since > 0 else -0.105) * front - fingertips(env)
+        if np.linalg.norm(missing) < 0.1:
+            sag = np.clip(sag + 0.15 * missing, -0.06, 0.06)
+        if since < 0 and np.linalg.norm(missing) < 0.012:
+            arrival = step
+        target = fingertips(env) + missing + sag * (not pulling)
+        if move(env, target, 1.0 if since <= 16 else -1.0, heading, 0.2 if pulling else 0.08):
+            return True
+    return False
+
+
+@every_task
+def test_an_arm_can_do_it(task):
+    env = KitchenMT10(task)
+    solve = open_hinge if TASKS[task] == "hinge-cabinet-open" else follow_path
+    assert any(env.reset(seed=seed) and solve(env) for seed in range(3))  # grasping fails now and then
+
+
+# Gymnasium and pictures
+
+
+@every_task
+def test_check_env(task):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of unbounded observations
+        check_env(KitchenMT10(task), skip_render_check=True)
+    env = gym.make("qmp/KitchenMT10-v0", task=task)
+    assert env.spec.max_episode_steps == 140
+    assert env.observation_space == gym.spaces.Box(-np.inf, np.inf, (60,), np.float32)
+    assert env.action_space == gym.spaces.Box(-1.0, 1.0, (9,), np.float32)
+
+
+def test_actions_are_clipped():
+    ends = []
+    for factor in (1.0, 100.0):
+        env = KitchenMT10(0)
+        env.reset(seed=0)
+        ends.append(env.step(factor * np.array([1, -1, 1, 1, -1, 1, 1, -1, 1]))[0].tolist())
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("task", [-1, 10, 0.5, "light-on"])
+def test_bad_task(task):
+    with pytest.raises(ValueError, match=f"from 0 to 9, got {task!r}"):
+        KitchenMT10(task)
+
+
+def test_vector_environment():
+    vec = envs.make_vec("KitchenMT10-v0", seed=1)
+    obs, _ = vec.reset()
+    assert obs.shape == (10, 60) and obs.dtype == np.float32 and vec.single_action_space.shape == (9,)
+    assert len(np.unique(obs[:, 0])) == 10  # noise of its own for every task
+    light = vec.unwrapped.envs[8].unwrapped
+    light.data.qpos[17:19] = light.goal[17:19]
+    obs, rewards, terminations, _, infos = vec.step(np.zeros((10, 9), np.float32))
+    assert np.flatnonzero(terminations).tolist() == [8] == np.flatnonzero(rewards == SUCCESS_REWARD).tolist()
+    assert abs(obs[8, 17]) < 0.001 and infos["final_obs"][8][17] < -0.5  # already the next start
+    vec.close()
+
+
+def test_render(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", envs.choose_opengl())
+    closing, opening = (KitchenMT10(task, render_mode="rgb_array") for task in (1, 0))
+    for env in (closing, opening):
+        env.reset(seed=0)
+    frames = [env.render() for env in (closing, opening)]
+    assert all(frame.shape == (320, 320, 3) and frame.dtype == np.uint8 and frame.std() > 20 for frame in frames)
+    assert not np.array_equal(*frames)
+    # The goal is drawn in green where the door is to go: in the right-hand half, or to the left of it.
+    green = [np.flatnonzero(np.all(frame[..., 1:2] > frame[..., ::2] + 60.0, axis=2)) % 320 for frame in frames]
+    assert min(map(len, green)) > 500 and green[0].mean() + 40 < green[1].mean()
+    state = opening.data.qpos.copy()
+    assert np.array_equal(frames[0], closing.render()) and np.array_equal(frames[1], opening.render())  # in turn
+    assert opening.data.qpos.tolist() == state.tolist()
+    closing.close()
+    for action in actions(10):
+        opening.step(action)
+    assert not np.array_equal(frames[1], opening.render())
+    assert KitchenMT10(0).render() is None
