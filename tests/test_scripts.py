@@ -39,6 +39,21 @@ def main(script, run_dir, *flags):
     return result[0] if result else None
 
 
+TEXTS = [*(ROOT / "docs").glob("*.md"), ROOT / "benchmark" / "README.md"]
+COMMANDS = {command.strip() for text in TEXTS for command in re.findall(r"^python qmp_.*$", text.read_text(), re.M)}
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_commands_of_the_pages(tmp_path, monkeypatch, command):
+    """As written, but short; Meta-World's ten tasks stand for fifty."""
+    monkeypatch.chdir(tmp_path)
+    script, *flags = command.replace("MT50", "MT10").split()[1:]
+    steps = "--total-timesteps 120 --learning-starts 60 --batch-size 4 --hidden-sizes 8".split()
+    steps += "--eval-episodes 1 --eval-frequency 120".split()
+    importlib.import_module(script.removesuffix(".py")).main([*flags, *steps, "--run-dir", "run"])
+    assert int(rows(tmp_path / "run", "evaluations")[-1]["global_step"]) >= 120
+
+
 def definitions(script):
     """{name: source} of the classes, functions and constants of a script, and its imports."""
     text = (ROOT / f"{script}.py").read_text()
