@@ -85,6 +85,11 @@ def finished(tmp_path_factory):
         "--no-qmp --train-frequency 3 --gradient-steps 2 --no-autotune",
         "--switch-rule softmax --own-policy-prob 0.5 --switch-period 7 --buffer-size 60",
         "--env-id kills:make_pendulums",
+        "--env-id MultistageReacher-v0",
+        "--env-id Maze-v0 --total-timesteps 1_500 --eval-frequency 1_500 --checkpoint-frequency 500",
+        "--env-id Walker2dMT4-v0",
+        "--env-id KitchenMT10-v0 --total-timesteps 1_500 --eval-frequency 1_500 --checkpoint-frequency 500",
+        "--env-id MetaWorldCDS-v0 --eval-frequency 600",
         "--env-id test_resume:make_meta_world --total-timesteps 300 --eval-frequency 300 --checkpoint-frequency 100",
     ],
 )
