@@ -32,7 +32,8 @@ COMMON = "--hidden-sizes 16 16 --batch-size 8 --eval-episodes 1".split()
 STEPS = {  # training, evaluation, checkpoint
     "PointReach-v0": (2_400, 400, 600),
     "kills:make_pendulums": (1_500, 300, 400),
-    "MetaWorldMT10-v3": (1_200, 1_200, 300),
+    "MultistageReacher-v0": (1_500, 500, 400),
+    "MetaWorldCDS-v0": (800, 800, 200),
 }
 
 
@@ -44,7 +45,7 @@ class Args:
     """which script"""
     kills: int = 50
     """runs to kill"""
-    env_ids: tuple[str, ...] = ("PointReach-v0", "PointReach-v0", "kills:make_pendulums", "MetaWorldMT10-v3")
+    env_ids: tuple[str, ...] = ("PointReach-v0", "MultistageReacher-v0", "PointReach-v0", "MetaWorldCDS-v0")
     """environments, taken in turns"""
     seed: int = 1
     """of the moments"""
