@@ -34,6 +34,7 @@ import json
 import math
 import os
 import pickle
+import random
 import re
 import secrets
 import signal
@@ -376,7 +377,7 @@ def update_actor(
     actions, log_prob = squash(*actor(data.obs), noise)
     min_qf_pi = qf(data.obs, actions).amin(0)  # [N, B]
     actor_loss = (log_alpha.detach().exp()[:, None] * log_prob - min_qf_pi).mean(-1)  # [N]
-    penalty = kl_penalty(actor, data.obs, kl_coef) if kl_coef is not None else torch.zeros_like(actor_loss)
+    penalty = kl_penalty(actor, data.obs, kl_coef)
     step_optimizer(actor_optimizer, actor_loss + penalty)
     info = {"actor_loss": actor_loss.detach(), "entropy": -log_prob.detach().mean(-1), "kl_penalty": penalty.detach()}
     return info, log_prob.detach()
@@ -415,8 +416,25 @@ def distill(actor: Actor, center: Actor, actor_optimizer: Adam, rb: ReplayBuffer
 
 # All that learning changes, of every task.
 Agent = namedtuple(
-    "Agent", ["actor", "qf", "qf_target", "log_alpha", "center", "actor_optimizer", "q_optimizer", "a_optimizer"]
+    "Agent",
+    ["actor", "qf", "qf_target", "log_alpha", "center", "kl_coef", "actor_optimizer", "q_optimizer", "a_optimizer"],
 )
+
+
+def read_kl_coef(args: Args, N: int, device: torch.device) -> Tensor:
+    """The weights beta [N, N] of --kl-coef, 0 from a policy to itself; a run that goes on has its own already."""
+    if args.resume or args.eval_only:
+        return torch.zeros(N, N, device=device)
+    try:
+        beta = np.loadtxt(args.kl_coef, delimiter="," if args.kl_coef.endswith(".csv") else None)
+    except (OSError, ValueError):
+        try:
+            beta = np.full((N, N), float(args.kl_coef))
+        except ValueError:
+            fail(f"--kl-coef must be a number or a file of {N} x {N} numbers, not {args.kl_coef}")
+    if beta.shape != (N, N) or not (np.isfinite(beta) & (beta >= 0)).all():
+        fail(f"--kl-coef must be {N} x {N} numbers of at least 0, not {args.kl_coef}, of shape {beta.shape}")
+    return torch.tensor(beta, dtype=torch.float32, device=device).fill_diagonal_(0)
 
 
 def make_agent(N: int, O: int, A: int, args: Args, device: torch.device) -> Agent:
@@ -429,12 +447,13 @@ def make_agent(N: int, O: int, A: int, args: Args, device: torch.device) -> Agen
     a_optimizer = Adam([log_alpha], lr=args.q_lr, fused=True)
     with torch.random.fork_rng():  # so that the rest of the run draws the same numbers with and without it
         center = Actor(1, O, A, args.hidden_sizes).to(device)
-    return Agent(actor, qf, copy.deepcopy(qf), log_alpha, center, actor_optimizer, q_optimizer, a_optimizer)
+    kl_coef = read_kl_coef(args, N, device)
+    return Agent(actor, qf, copy.deepcopy(qf), log_alpha, center, kl_coef, actor_optimizer, q_optimizer, a_optimizer)
 
 
-def update(agent: Agent, data: Batch, args: Args, kl_coef: Tensor | None) -> dict[str, Tensor]:
+def update(agent: Agent, data: Batch, args: Args) -> dict[str, Tensor]:
     """One update of everything, for all tasks at once. Returns what to log, each [N]."""
-    actor, qf, qf_target, log_alpha, _, actor_optimizer, q_optimizer, a_optimizer = agent
+    actor, qf, qf_target, log_alpha, _, kl_coef, actor_optimizer, q_optimizer, a_optimizer = agent
     noise = torch.randn(2, *data.actions.shape, device=log_alpha.device)  # [2, N, B, A]
     info = update_critic(actor, qf, qf_target, log_alpha, q_optimizer, data, noise[0], args.gamma)
     actor_info, log_prob = update_actor(actor, qf, log_alpha, actor_optimizer, data, noise[1], kl_coef)
@@ -703,21 +722,6 @@ def start(args: Args, state: dict | None) -> tuple:
     return envs, shape, tasks, metrics, make_agent(*shape, args, device), generator
 
 
-def read_kl_coef(args: Args, N: int, device: torch.device) -> Tensor | None:
-    """The weights beta [N, N] of --kl-coef, 0 from a policy to itself, or None if all are 0."""
-    try:
-        beta = np.loadtxt(args.kl_coef, delimiter="," if args.kl_coef.endswith(".csv") else None)
-    except (OSError, ValueError):
-        try:
-            beta = np.full((N, N), float(args.kl_coef))
-        except ValueError:
-            fail(f"--kl-coef must be a number or a file of {N} x {N} numbers, not {args.kl_coef}")
-    if beta.shape != (N, N) or not (np.isfinite(beta) & (beta >= 0)).all():
-        fail(f"--kl-coef must be {N} x {N} numbers of at least 0, not {args.kl_coef}, of shape {beta.shape}")
-    beta = torch.tensor(beta, dtype=torch.float32, device=device).fill_diagonal_(0)
-    return beta if beta.any() else None
-
-
 def train(args: Args, signals: Sequence[int] = ()) -> Agent:
     """Run the training that `args` describe, from its beginning or with args.resume from its last checkpoint.
 
@@ -727,19 +731,21 @@ def train(args: Args, signals: Sequence[int] = ()) -> Agent:
     envs, shape, tasks, metrics, agent, generator = start(args, state)
     eval_envs = None  # made when they are first needed
     N, O, A = shape
-    kl_coef = read_kl_coef(args, N, agent.log_alpha.device)
     mixture, rb = Mixture(agent, args, generator), open_replay(N, O, A, args, agent.log_alpha.device)
     global_step, wandb_id = (state["global_step"], state["wandb_id"]) if state else (0, secrets.token_hex(4))
     if state:
         unpack(state, agent, rb, mixture)
         if not state["scheduled"]:
             print(f"resumed at step {global_step:,}, between checkpoints: valid, but not the run without interruption")
-    run_dir, evaluations, mixtures = open_run(args, tasks, metrics, global_step)
     if args.track:
         import wandb
 
         config = {"project": args.wandb_project_name, "entity": args.wandb_entity, "config": asdict(args)}
-        wandb.init(**config, name=run_dir.name, id=wandb_id, resume="allow", sync_tensorboard=True)
+        try:
+            wandb.init(**config, name=Path(args.run_dir).name, id=wandb_id, resume="allow", sync_tensorboard=True)
+        except wandb.errors.Error as error:
+            fail(f"--track: {error}")
+    run_dir, evaluations, mixtures = open_run(args, tasks, metrics, global_step)
     writer = SummaryWriter(run_dir, purge_step=global_step + 1)
 
     def save(scheduled: bool) -> None:
@@ -762,7 +768,10 @@ def train(args: Args, signals: Sequence[int] = ()) -> Agent:
     progress = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=None)
     while global_step < args.total_timesteps and not stopping:
         if new_episodes:  # at the start and after every checkpoint, from what a resumed run knows too
-            obs, _ = envs.reset(seed=child_seed(args.seed, global_step, TRAIN_SEED))
+            seed = child_seed(args.seed, global_step, TRAIN_SEED)
+            random.seed(seed)  # for environments of others that draw from these
+            np.random.seed(seed)
+            obs, _ = envs.reset(seed=seed)
             episodic_return, episodic_length = np.zeros(N), np.zeros(N, dtype=np.int64)
         global_step += N
         if global_step <= args.learning_starts:
@@ -792,7 +801,7 @@ def train(args: Args, signals: Sequence[int] = ()) -> Agent:
         turn = global_step // N
         if global_step > args.learning_starts and turn % args.train_frequency == 0:
             for _ in range(args.gradient_steps):
-                info = update(agent, rb.sample(args.batch_size), args, kl_coef)
+                info = update(agent, rb.sample(args.batch_size), args)
             if turn // args.train_frequency % 100 == 0:
                 log_losses(global_step, tasks, info, writer)
                 speed = (global_step - first_step) / (time.time() - start_time)
@@ -857,15 +866,15 @@ def evaluate_run(args: Args) -> None:
 
 def check_args(args: Args) -> None:
     """End the program for values out of range and for flags that contradict each other."""
-    counts = (
-        "total_timesteps buffer_size batch_size train_frequency gradient_steps switch_period eval_episodes num_threads"
-    )
+    counts = "total_timesteps buffer_size batch_size train_frequency gradient_steps switch_period eval_episodes"
     limits = (
         ("at least 1", lambda x: x >= 1, counts),
+        ("from 1 to 1024", lambda x: 1 <= x <= 1024, "num_threads"),
+        ("from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63, "seed"),
         (
             "at least 0",
             lambda x: x >= 0,
-            "seed learning_starts switch_samples eval_frequency checkpoint_frequency distill_period distill_epochs",
+            "learning_starts switch_samples eval_frequency checkpoint_frequency distill_period distill_epochs",
         ),
         ("above 0", lambda x: 0 < x < math.inf, "policy_lr q_lr alpha switch_temperature reward_scale"),
         ("from 0 to 1", lambda x: 0 <= x <= 1, "gamma tau own_policy_prob"),
@@ -920,19 +929,23 @@ def main(argv: list[str]) -> None:
     else:
         args.run_dir = args.run_dir or f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
         if Path(args.run_dir).exists():
-            fail(f"{args.run_dir} already exists; choose another --run-dir, or continue the run in it with --resume")
+            fail(
+                f"{args.run_dir} already exists; choose another --run-dir, delete it, or continue its run with --resume"
+            )
     check_args(args)
-    if args.eval_only:
-        return evaluate_run(args)
     signals = []
 
     def stop(number: int, _) -> None:
         signals.append(number)
-        signal.signal(number, signal.SIG_DFL)  # the second one ends the program at once
+        signal.signal(number, signal.SIG_DFL)
+        report("finishing this turn and its checkpoint; a second signal ends the program at once")
 
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        train(args, signals)
+        if args.eval_only:
+            evaluate_run(args)
+        else:
+            train(args, signals)
     except (FloatingPointError, OSError) as error:
         report(f"stopped by an error: {error}; the last checkpoint is kept: --run-dir {args.run_dir} --resume")
         raise SystemExit(1) from None

@@ -16,7 +16,7 @@ critics Q_i, entropy temperature alpha_i and replay buffer. While task i collect
 
 and nothing else changes: every policy and critic is trained by soft actor-critic on its own task's data and, as in
 Unlabeled Data Sharing (Yu et al., ICML 2022, arXiv 2202.01741), on as many transitions of other tasks, relabelled with
-the lowest reward that task i knows. Of these it keeps those that Q_i rates above a quantile of its own.
+a fixed minimum reward of task i. Of these it keeps those that Q_i rates above a quantile of its own.
 
 Letters: N tasks, P policies (= N), B batch per task, O observation, A action, K samples per candidate policy.
 """
@@ -31,6 +31,7 @@ import json
 import math
 import os
 import pickle
+import random
 import re
 import secrets
 import signal
@@ -346,6 +347,7 @@ def share(qf: Critic, data: Batch, borrowed: Batch, quantile: float) -> tuple[Ba
     joined = Batch(*(torch.cat(fields, dim=1) for fields in zip(data, borrowed, strict=True)))
     own, others = qf(joined.obs, joined.actions).amin(0).chunk(2, dim=1)  # [N, B]
     kept = (others > own.quantile(quantile, dim=1, keepdim=True)) | (quantile == 0)
+    kept &= len(own) > 1  # a single task has nobody to borrow from
     return joined, torch.cat([torch.ones_like(own), kept.to(own.dtype)], dim=1)
 
 
@@ -708,12 +710,15 @@ def train(args: Args, signals: Sequence[int] = ()) -> Agent:
         unpack(state, agent, rb, mixture)
         if not state["scheduled"]:
             print(f"resumed at step {global_step:,}, between checkpoints: valid, but not the run without interruption")
-    run_dir, evaluations, mixtures = open_run(args, tasks, metrics, global_step)
     if args.track:
         import wandb
 
         config = {"project": args.wandb_project_name, "entity": args.wandb_entity, "config": asdict(args)}
-        wandb.init(**config, name=run_dir.name, id=wandb_id, resume="allow", sync_tensorboard=True)
+        try:
+            wandb.init(**config, name=Path(args.run_dir).name, id=wandb_id, resume="allow", sync_tensorboard=True)
+        except wandb.errors.Error as error:
+            fail(f"--track: {error}")
+    run_dir, evaluations, mixtures = open_run(args, tasks, metrics, global_step)
     writer = SummaryWriter(run_dir, purge_step=global_step + 1)
 
     def save(scheduled: bool) -> None:
@@ -736,7 +741,10 @@ def train(args: Args, signals: Sequence[int] = ()) -> Agent:
     progress = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=None)
     while global_step < args.total_timesteps and not stopping:
         if new_episodes:  # at the start and after every checkpoint, from what a resumed run knows too
-            obs, _ = envs.reset(seed=child_seed(args.seed, global_step, TRAIN_SEED))
+            seed = child_seed(args.seed, global_step, TRAIN_SEED)
+            random.seed(seed)  # for environments of others that draw from these
+            np.random.seed(seed)
+            obs, _ = envs.reset(seed=seed)
             episodic_return, episodic_length = np.zeros(N), np.zeros(N, dtype=np.int64)
         global_step += N
         if global_step <= args.learning_starts:
@@ -828,12 +836,12 @@ def evaluate_run(args: Args) -> None:
 
 def check_args(args: Args) -> None:
     """End the program for values out of range and for flags that contradict each other."""
-    counts = (
-        "total_timesteps buffer_size batch_size train_frequency gradient_steps switch_period eval_episodes num_threads"
-    )
+    counts = "total_timesteps buffer_size batch_size train_frequency gradient_steps switch_period eval_episodes"
     limits = (
         ("at least 1", lambda x: x >= 1, counts),
-        ("at least 0", lambda x: x >= 0, "seed learning_starts switch_samples eval_frequency checkpoint_frequency"),
+        ("from 1 to 1024", lambda x: 1 <= x <= 1024, "num_threads"),
+        ("from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63, "seed"),
+        ("at least 0", lambda x: x >= 0, "learning_starts switch_samples eval_frequency checkpoint_frequency"),
         ("above 0", lambda x: 0 < x < math.inf, "policy_lr q_lr alpha switch_temperature reward_scale"),
         ("from 0 to 1", lambda x: 0 <= x <= 1, "gamma tau own_policy_prob sharing_quantile"),
         ("one or more numbers above 0", lambda x: x and min(x) > 0, "hidden_sizes"),
@@ -842,6 +850,8 @@ def check_args(args: Args) -> None:
         for name in names.split():
             if not test(getattr(args, name)):
                 fail(f"{flag(name)} must be {allowed}, not {getattr(args, name)}")
+    if args.min_reward is not None and not math.isfinite(args.min_reward):
+        fail(f"--min-reward must be a finite number, not {args.min_reward}")
     if args.learning_starts >= args.total_timesteps:
         fail(f"--learning-starts {args.learning_starts} must be below --total-timesteps {args.total_timesteps}")
 
@@ -887,19 +897,23 @@ def main(argv: list[str]) -> None:
     else:
         args.run_dir = args.run_dir or f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
         if Path(args.run_dir).exists():
-            fail(f"{args.run_dir} already exists; choose another --run-dir, or continue the run in it with --resume")
+            fail(
+                f"{args.run_dir} already exists; choose another --run-dir, delete it, or continue its run with --resume"
+            )
     check_args(args)
-    if args.eval_only:
-        return evaluate_run(args)
     signals = []
 
     def stop(number: int, _) -> None:
         signals.append(number)
-        signal.signal(number, signal.SIG_DFL)  # the second one ends the program at once
+        signal.signal(number, signal.SIG_DFL)
+        report("finishing this turn and its checkpoint; a second signal ends the program at once")
 
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        train(args, signals)
+        if args.eval_only:
+            evaluate_run(args)
+        else:
+            train(args, signals)
     except (FloatingPointError, OSError) as error:
         report(f"stopped by an error: {error}; the last checkpoint is kept: --run-dir {args.run_dir} --resume")
         raise SystemExit(1) from None

@@ -171,7 +171,7 @@ def main(args: Args) -> int:
             seconds[env_id] = time.monotonic() - begin
         deaths = exact = 0
         for i in range(args.kills):
-            env_id, moment = args.env_ids[i % len(args.env_ids)], MOMENTS[i % len(MOMENTS)]
+            env_id, moment = args.env_ids[i % len(args.env_ids)], MOMENTS[i // len(args.env_ids) % len(MOMENTS)]
             run_dir, total = Path(folder) / f"{i}", STEPS[env_id][0]
             argv = [*commands[env_id], "--run-dir", str(run_dir)]
             for _ in range(random.choice((1, 2))):

@@ -41,7 +41,7 @@ METHODS = {"QMP": ["--qmp"], "QMP, choosing every step": ["--qmp", "--switch-per
 
 def run(script: str, runs: Path, method: str, seed: int) -> list[dict]:
     """Train once, unless it was done before. Returns the rows of evaluations.csv, with script, method and seed."""
-    run_dir = runs / f"{Path(script).stem}__{method}__{seed}"
+    run_dir = runs.resolve() / f"{Path(script).stem}__{method}__{seed}"
     if not (run_dir / "done").exists():
         shutil.rmtree(run_dir, ignore_errors=True)  # what an interrupted run left
         command = [sys.executable, script, "--seed", str(seed), "--run-dir", str(run_dir)]

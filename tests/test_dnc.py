@@ -94,7 +94,7 @@ def test_distillation_leaves_all_policies_equal_to_the_fitted_one():
 
 def test_weights_of_the_divergences(tmp_path, capsys):
     device = torch.device("cpu")
-    assert read_kl_coef(Args(kl_coef="0"), 3, device) is None
+    assert not read_kl_coef(Args(kl_coef="0"), 3, device).any()
     assert read_kl_coef(Args(kl_coef="0.5"), 2, device).tolist() == [[0, 0.5], [0.5, 0]]
     table = np.array([[9, 1, 2], [3, 9, 4], [5, 6, 9]])
     for name, delimiter in (("beta.csv", ","), ("beta.txt", " ")):

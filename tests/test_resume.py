@@ -234,9 +234,7 @@ def test_tensorboard_goes_on(tmp_path, monkeypatch):
     assert [event.step for event in events.Scalars("eval/success_rate")] == [300, 600]
 
 
-def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
-    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
-        monkeypatch.setenv(name, value)
+def test_wandb_goes_on_with_the_same_run(tmp_path, wandb_offline):
     assert main(tmp_path / "run", "--track") == 0
     assert main(tmp_path / "run", "--track", "--resume", "--total-timesteps", "700") == 0
     names = [path.name for path in tmp_path.glob("wandb/offline-run-*")]
@@ -251,6 +249,8 @@ BAD_INPUT = {
     "--own-policy-prob 2": "--own-policy-prob must be from 0 to 1",
     "--alpha 0": "--alpha must be above 0",
     "--policy-lr inf": "--policy-lr must be above 0",
+    "--seed 99999999999999999999": "--seed must be from 0 to 2**63 - 1",
+    "--num-threads 1e10": "--num-threads must be from 1 to 1024",
     "--hidden-sizes": "--hidden-sizes must be one or more",
     "--hidden-sizes 16 0": "--hidden-sizes must be one or more",
     "--total-timesteps 1.5": "invalid literal",

@@ -157,3 +157,13 @@ def test_without_divergence_dnc_is_qmp_sac(tmp_path):
     for name in ("evaluations.csv", "mixture.csv"):
         assert (tmp_path / "sac" / name).read_bytes() == (tmp_path / "dnc" / name).read_bytes()
     assert np.isfinite([float(row["episodic_return"]) for row in rows(tmp_path / "pulled", "evaluations")]).all()
+
+
+def test_weights_of_divergences_belong_to_the_run(tmp_path, capsys):
+    """What the file says later, or whether it is still there, does not matter to a run that goes on."""
+    table = tmp_path / "beta.csv"
+    np.savetxt(table, np.full((4, 4), 0.5), delimiter=",")
+    main("qmp_dnc", tmp_path / "run", "--kl-coef", str(table))
+    table.unlink()
+    agent = main("qmp_dnc", tmp_path / "run", "--resume", "--total-timesteps", "700")
+    assert agent.kl_coef.tolist() == (0.5 * (1 - torch.eye(4))).tolist()

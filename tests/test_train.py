@@ -168,13 +168,8 @@ def test_video(tmp_path):
     assert all((tmp_path / "run" / "videos" / name).stat().st_size > 1000 for name in videos)
 
 
-def test_wandb_offline(tmp_path, monkeypatch):
-    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
-        monkeypatch.setenv(name, value)
+def test_wandb_offline(tmp_path, wandb_offline):
     run(tmp_path / "run", "--track", "--wandb-project-name", "test", "--wandb-entity", "nobody")
-    import wandb
-
-    wandb.finish()
     assert [path.stat().st_size > 1000 for path in tmp_path.glob("wandb/offline-run-*/*.wandb")] == [True]
 
 

@@ -37,8 +37,11 @@ def test_borrowed_transitions_are_other_tasks_relabelled():
     assert torch.equal(data.terminations, steps % 2)
 
 
-def test_a_single_task_borrows_from_itself_without_error():
-    assert filled(N=1).sample_others(5, torch.zeros(1)).obs.shape == (1, 5, O)
+def test_a_single_task_borrows_nothing():
+    rb = filled(N=1)
+    data, borrowed = rb.sample(5), rb.sample_others(5, torch.zeros(1))
+    _, weights = share(Critic(1, O, A, (8,)), data, borrowed, 0.0)
+    assert weights.tolist() == [[1.0] * 5 + [0.0] * 5]
 
 
 @pytest.mark.parametrize("quantile", [0.0, 0.3, 0.9, 1.0])
