@@ -79,7 +79,7 @@ def main(args: Args) -> None:
         speeds = [[block(env, steps) for env in both] for _ in range(args.blocks)]
         ours, *theirs = (statistics.median(column) for column in zip(*speeds, strict=True))
         ratio = statistics.median(row[0] / row[1] for row in speeds) if theirs else None
-        rows.append([env_id, both[0].get_wrapper_attr("task"), round(ours), package, *map(round, theirs)])
+        rows.append([env_id, envs.TASKS[env_id][task], round(ours), package, *map(round, theirs)])
         rows[-1] += [""] * (5 - len(rows[-1])) + ([f"{ratio:.2f}"] if ratio else [""])
         print(
             f"{env_id:22}{ours:9,.0f} steps/s"
