@@ -197,7 +197,7 @@ def test_custom_environment_gets_actions_in_its_own_range():
 
 
 @pytest.mark.filterwarnings("ignore:.*(infinity|render).*")
-@pytest.mark.parametrize("env_id", ["PointReach-v0", "MetaWorldMT10-v3"])
+@pytest.mark.parametrize("env_id", ["PointReach-v0", "MetaWorldMT10-v3", "MetaWorldMT50-v3"])
 def test_check_env(env_id):
     for task in range(len(envs.TASKS[env_id])):
         check_env(gym.make(f"qmp/{env_id}", task=task).unwrapped, skip_render_check=True)
