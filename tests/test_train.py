@@ -170,6 +170,9 @@ def test_video(tmp_path):
 
 def test_wandb_offline(tmp_path, wandb_offline):
     run(tmp_path / "run", "--track", "--wandb-project-name", "test", "--wandb-entity", "nobody")
+    import wandb
+
+    wandb.teardown()  # waits until all is written
     (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     assert b"PointReach-v0" in log.read_bytes()  # the run's arguments
 
