@@ -1,6 +1,6 @@
 """QMP with N separate SAC agents ("No-Sharing + QMP"), in one file.
 
-    python qmp_sac.py                                           # PointReach, four tasks: two minutes on one core
+    python qmp_sac.py                                           # PointReach, four tasks: a few minutes on one core
     python qmp_sac.py --no-qmp                                  # the base method alone: N separate SAC agents
     python qmp_sac.py --env-id MetaWorldMT10-v3 --total-timesteps 1e6 --batch-size 256 --train-frequency 10
     python qmp_sac.py --env-id my_package.my_module:make_envs   # your own tasks
