@@ -205,7 +205,7 @@ class Critic(nn.Module):
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         """obs [N, B, O], actions [N, B, A] -> Q1 and Q2 [2, N, B]."""
         x = torch.cat([obs, actions], dim=-1)
-        return self.net(x.repeat(2, 1, 1)).view(2, *x.shape[:2])
+        return self.net(torch.cat([x, x])).view(2, *x.shape[:2])
 
 
 def to_tensor(array: np.ndarray, module: nn.Module) -> Tensor:
