@@ -12,11 +12,15 @@ install: .venv/installed
 	$(BIN)/pip install -r requirements.txt
 	touch $@
 
+.venv/benchmark: .venv/installed requirements-benchmark.txt
+	$(BIN)/pip install -r requirements-benchmark.txt
+	touch $@
+
 train: install
 	$(BIN)/python qmp_sac.py
 	$(BIN)/python benchmark/plot.py
 
-test: install
+test: .venv/benchmark
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest

@@ -67,7 +67,7 @@ TRAIN_SEED, EVAL_SEED, SWITCH_SEED = 1, 2, 3  # streams of random numbers, see `
 SCRIPT = Path(__file__).name
 MAY_CHANGE = set(  # on --resume
     "total_timesteps eval_frequency eval_episodes checkpoint_frequency capture_video track wandb_project_name "
-    "wandb_entity cuda num_threads vectorization run_dir resume eval_only".split()
+    "wandb_entity cuda num_threads compile vectorization run_dir resume eval_only".split()
 )
 
 
@@ -87,6 +87,8 @@ class Args:
     """train on the GPU if there is one"""
     num_threads: int = 1
     """CPU threads of PyTorch; more than one pays for large batches only"""
+    compile: bool = False
+    """torch.compile the update: takes half a minute at the start, and gains nothing on CPU"""
     vectorization: Literal["sync", "async"] = "sync"
     """step the tasks in this process, or in a process each"""
     run_dir: str | None = None
@@ -765,6 +767,7 @@ def train(args: Args, signals: Sequence[int] = ()) -> Agent:
     eval_frequency = args.eval_frequency or max(args.total_timesteps // 10, 1)
     checkpoint_frequency = args.checkpoint_frequency or max(args.total_timesteps // 10, 1)
     first_step, start_time, stopping, new_episodes = global_step, time.time(), False, True
+    learn = torch.compile(update) if args.compile else update
     progress = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=None)
     while global_step < args.total_timesteps and not stopping:
         if new_episodes:  # at the start and after every checkpoint, from what a resumed run knows too
@@ -801,7 +804,7 @@ def train(args: Args, signals: Sequence[int] = ()) -> Agent:
         turn = global_step // N
         if global_step > args.learning_starts and turn % args.train_frequency == 0:
             for _ in range(args.gradient_steps):
-                info = update(agent, rb.sample(args.batch_size), args)
+                info = learn(agent, rb.sample(args.batch_size), args)
             if turn // args.train_frequency % 100 == 0:
                 log_losses(global_step, tasks, info, writer)
                 speed = (global_step - first_step) / (time.time() - start_time)

@@ -112,6 +112,21 @@ def test_resumed_is_uninterrupted(tmp_path, monkeypatch, script, flags):
     assert equal(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.parametrize("script, flags", [("qmp_sac", ""), CASES[1], CASES[3]])
+def test_compiled_update_learns_the_same(tmp_path, monkeypatch, script, flags):
+    """With PyTorch's compiler, but for the machine code that it makes at the end, which would take minutes."""
+    torch.compiler.reset()
+    compiled, compiler = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f) or compiler(f, backend="eager"))
+    plain = main(script, tmp_path / "plain", *flags.split())
+    assert not compiled
+    other = main(script, tmp_path / "compiled", "--compile", *flags.split())
+    assert compiled == [importlib.import_module(script).update]
+    for name in ("actor", "qf", "qf_target"):
+        for a, b in zip(getattr(plain, name).parameters(), getattr(other, name).parameters(), strict=True):
+            assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("script, flags", CASES)
 def test_qmp_off_is_the_base_method(tmp_path, script, flags):
     main(script, tmp_path / "base", "--no-qmp", *flags.split())

@@ -1,0 +1,260 @@
+"""Run a matrix of script x method x environment x seed, as many runs at a time as there are cores.
+
+    python benchmark/run.py                                                  # PointReach, four scripts, five seeds
+    python benchmark/run.py --env-ids MultistageReacher-v0 --scripts qmp_sac --seeds 1 2 3
+    python benchmark/run.py --env-ids Maze-v0 --budget paper --dry-run       # print the commands
+    python benchmark/run.py --address auto                                   # on a Ray cluster that shares its files
+
+Every run is a command of its own and leaves its folder below runs/benchmark/; `benchmark/plot.py --results` makes CSV
+files, figures and tables of them. Start it again after whatever happened: finished runs are skipped, unfinished ones
+go on from their checkpoints. Ctrl-C checkpoints every run. A run that fails is tried again from its checkpoint, three
+times in all; the exit code is 1 if one kept failing. Needs requirements-benchmark.txt.
+"""
+
+import csv
+import itertools
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How an environment is trained: the authors' hyper-parameters, in the flags of our scripts."""
+
+    paper: str
+    """total steps and those before the first training, as in the paper"""
+    laptop: str
+    """the same, reduced"""
+    flags: str = ""
+    """of every script"""
+    mtsac: str = ""
+    """of qmp_mtsac.py in addition"""
+
+
+SETTINGS = {
+    "PointReach-v0": Setting(
+        paper="--total-timesteps 40_000 --learning-starts 2_000",
+        laptop="--total-timesteps 40_000 --learning-starts 2_000",
+    ),
+    "MultistageReacher-v0": Setting(
+        paper="--total-timesteps 2e6 --learning-starts 50_000 --eval-frequency 20_000",
+        laptop="--total-timesteps 600_000 --learning-starts 10_000 --eval-frequency 20_000",
+        flags="--batch-size 32",
+        mtsac="--policy-lr 1e-3 --q-lr 1e-3 --hidden-sizes 512 512",
+    ),
+    "Maze-v0": Setting(
+        paper="--total-timesteps 12e6 --learning-starts 30_000",
+        laptop="--total-timesteps 2e6 --learning-starts 30_000 --eval-frequency 100_000",
+        flags="--batch-size 256 --train-frequency 6",
+    ),
+    "MetaWorldCDS-v0": Setting(
+        paper="--total-timesteps 10e6 --learning-starts 20_000",
+        laptop="--total-timesteps 1e6 --learning-starts 20_000 --eval-frequency 50_000",
+        flags="--batch-size 256 --train-frequency 10 --policy-lr 1.5e-3 --q-lr 1.5e-3",
+    ),
+    "MetaWorldMT10-v3": Setting(
+        paper="--total-timesteps 40e6 --learning-starts 50_000 --batch-size 2560",
+        laptop="--total-timesteps 1e6 --learning-starts 50_000 --batch-size 256 --eval-frequency 50_000",
+        flags="--train-frequency 10 --policy-lr 1.5e-3 --q-lr 1.5e-3 --own-policy-prob 0.7",
+    ),
+    "MetaWorldMT50-v3": Setting(
+        paper="--total-timesteps 30e6 --learning-starts 75_000",
+        laptop="--total-timesteps 1e6 --learning-starts 75_000 --buffer-size 20_000",
+        flags="--batch-size 26 --train-frequency 10 --hidden-sizes 400 400",
+    ),
+    "Walker2dMT4-v0": Setting(
+        paper="--total-timesteps 8e6 --learning-starts 40_000",
+        laptop="--total-timesteps 800_000 --learning-starts 40_000 --eval-frequency 40_000",
+        flags="--batch-size 32 --train-frequency 2 --gradient-steps 3",
+    ),
+    "KitchenMT10-v0": Setting(
+        paper="--total-timesteps 5e6 --learning-starts 20_000 --batch-size 1280",
+        laptop="--total-timesteps 1e6 --learning-starts 20_000 --batch-size 256 --eval-frequency 50_000",
+        flags="--train-frequency 4",
+    ),
+}
+METHODS = {
+    "base": "--no-qmp",
+    "qmp": "",
+    "qmp-period-1": "--switch-period 1",
+    "qmp-period-3": "--switch-period 3",
+    "qmp-period-30": "--switch-period 30",
+    "qmp-mean": "--switch-samples 0",
+    "qmp-mean-period-1": "--switch-samples 0 --switch-period 1",
+    "qmp-8-samples": "--switch-samples 8",
+    "qmp-no-entropy": "--no-switch-entropy",
+    "qmp-softmax": "--switch-rule softmax",
+    "qmp-uniform": "--switch-rule uniform",
+}
+Script = Literal["qmp_sac", "qmp_mtsac", "qmp_dnc", "qmp_uds"]
+
+
+@dataclass
+class Args:
+    """Arguments."""
+
+    env_ids: list[Literal[tuple(SETTINGS)]] = field(default_factory=lambda: ["PointReach-v0"])
+    """environments"""
+    scripts: list[Script] = field(default_factory=lambda: list(Script.__args__))
+    """base methods"""
+    methods: list[Literal[tuple(METHODS)]] = field(default_factory=lambda: ["base", "qmp"])
+    """the base method alone, QMP as it is by default, and variants of the switch"""
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
+    """seeds"""
+    budget: Literal["laptop", "paper"] = "laptop"
+    """length of the training"""
+    runs: Path = ROOT / "runs" / "benchmark"
+    """where the run folders go; delete those of another version of the code"""
+    address: str = "local"
+    """Ray's address: a Ray of its own on this machine, or auto, or that of a cluster's head"""
+    jobs: int | None = None
+    """runs at a time on this machine; default one for each core"""
+    dry_run: bool = False
+    """print the commands only"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the matrix."""
+
+    folder: str
+    """of the run"""
+    command: list[str]
+    """that starts it, as a user would type it"""
+    total: int
+    """steps"""
+
+    def finished(self) -> bool:
+        """Whether it needs no more."""
+        return Path(self.folder, "finished").exists()
+
+
+def command(env_id: str, script: str, method: str, seed: int, budget: str) -> list[str]:
+    """The words of a run's command, as a user would type it."""
+    setting = SETTINGS[env_id]
+    extra = setting.mtsac if script == "qmp_mtsac" else ""
+    flags = f"{getattr(setting, budget)} {setting.flags} {extra} {METHODS[method]}"
+    return f"python {script}.py --env-id {env_id} --seed {seed} {flags}".split()
+
+
+def matrix(args: Args) -> list[Run]:
+    """All runs, seed by seed, so that early results compare everything."""
+    runs = []
+    for seed, env_id, script, method in itertools.product(args.seeds, args.env_ids, args.scripts, args.methods):
+        folder = args.runs.resolve() / args.budget / f"{env_id}__{script}__{method}__{seed}"
+        words = command(env_id, script, method, seed, args.budget)
+        runs.append(Run(str(folder), words, int(float(words[words.index("--total-timesteps") + 1]))))
+    return runs
+
+
+def last_step(run: Run) -> int:
+    """The step of its last evaluation, 0 before the first."""
+    try:
+        lines = Path(run.folder, "evaluations.csv").read_text().splitlines()
+        return int(lines[-1].split(",")[0])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def execute(run: Run, stop: Path) -> str | None:
+    """Train until the run is finished, from its checkpoint if there is one. Returns what went wrong, None if nothing.
+
+    The output goes to a file beside the folder. When `stop` exists it ends the training, which writes a checkpoint.
+    """
+    folder, error = Path(run.folder), None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for _ in range(ATTEMPTS):
+        words = [sys.executable, *run.command[1:], "--run-dir", run.folder, "--num-threads", "1"]
+        if (folder / "checkpoint.pt").exists():
+            words = [sys.executable, run.command[1], "--run-dir", run.folder, "--resume"]
+        else:
+            shutil.rmtree(folder, ignore_errors=True)  # it was killed before its first checkpoint
+        start = time.time()
+        with open(f"{run.folder}.log", "a") as log:
+            process = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+            while (code := process.poll()) is None and not stop.exists():
+                time.sleep(1)
+            process.terminate()
+            process.wait()
+        if folder.exists():
+            with open(folder / "hours", "a") as hours:
+                print(f"{(time.time() - start) / 3600:.3f}", file=hours)
+        if code is None:
+            return "stopped"
+        # A run that was killed between its last checkpoint and its end needs no more; --resume exits with 2.
+        if code == 0 or (code == 2 and last_step(run) >= run.total):
+            (folder / "finished").touch()
+            return None
+        lines = Path(f"{run.folder}.log").read_text().splitlines()
+        error = f"exit code {code}: {lines[-1] if lines else 'no output'}"
+    return error
+
+
+def success(run: Run) -> float:
+    """Mean success over tasks in the last evaluation."""
+    with open(Path(run.folder, "evaluations.csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    values = [float(row["success_rate"]) for row in rows if row["global_step"] == rows[-1]["global_step"]]
+    return sum(values) / len(values)
+
+
+def main(args: Args) -> int:
+    """Run everything that is not finished. Returns the exit code."""
+    runs = matrix(args)
+    if args.dry_run:
+        print("\n".join(" ".join(run.command) for run in runs))
+        return 0
+    import ray
+
+    cores = {"num_cpus": args.jobs} if args.address == "local" else {}
+    ray.init(address=args.address, include_dashboard=False, log_to_driver=False, logging_level="warning", **cores)
+    stop = args.runs.resolve() / "stop"
+    stop.unlink(missing_ok=True)
+    task = ray.remote(num_cpus=1, max_retries=ATTEMPTS)(execute)
+    pending = {task.remote(run, stop): run for run in runs if not run.finished()}
+    print(f"{len(runs)} runs, {len(runs) - len(pending)} finished before")
+    failed = []
+    bar = tqdm(total=sum(run.total for run in runs), unit="step", unit_scale=True, disable=None)
+    try:
+        while pending:
+            ready, _ = ray.wait(list(pending), timeout=5)
+            for reference in ready:
+                run = pending.pop(reference)
+                try:
+                    error = ray.get(reference)
+                except ray.exceptions.RayError as problem:
+                    error = str(problem).splitlines()[0]
+                if error:
+                    failed.append((run, error))
+                line = f"failed: {error}" if error else f"success {success(run):.2f}"
+                tqdm.write(f"{Path(run.folder).name}: {line}")
+            bar.n = sum(run.total if run.finished() else last_step(run) for run in runs)
+            bar.set_postfix(finished=f"{sum(run.finished() for run in runs)}/{len(runs)}")
+    except KeyboardInterrupt:
+        print("\ncheckpointing every run ...", file=sys.stderr)
+        stop.parent.mkdir(parents=True, exist_ok=True)
+        stop.touch()
+        ray.wait(list(pending), num_returns=len(pending))
+        stop.unlink()
+        return 130
+    finally:
+        bar.close()
+        ray.shutdown()
+    for run, error in failed:
+        print(f"failed {ATTEMPTS} times: {run.folder}: {error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Args)))
