@@ -858,7 +858,7 @@ def evaluate_run(args: Args) -> None:
         evaluation = evaluate(act, view, metrics, args.eval_episodes, seed)
         lines += [[step, name, task, *row] for task, row in zip(tasks, evaluation.tolist(), strict=True)]
         shares = np.eye(len(tasks)) if name == "own" else mixture.shares()
-        print(f"{'each task with its own policy' if name == 'own' else 'each task with its mixture'}:")
+        print("own policies, without noise:" if name == "own" else "mixtures, sampled as while collecting data:")
         print(result_table(step, tasks, evaluation, shares))
     path = Path(args.run_dir) / "final_evaluation.csv"
     text = "".join(",".join(map(str, line)) + "\n" for line in lines)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import tyro
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +27,7 @@ FRAMES = {  # task shown, steps before the picture
 SIZE, COLUMNS = 300, 4
 
 
-def main() -> None:
+def main(output: Path = ROOT / "benchmark" / "results" / "environments.png") -> None:
     """Draw every frame, with the name of the environment and of the task below."""
     envs.choose_opengl()
     rows = -(-len(FRAMES) // COLUMNS)
@@ -44,10 +45,9 @@ def main() -> None:
         sheet.paste(Image.fromarray(env.render()).resize((SIZE - 6, SIZE - 6)), (x + 3, y + 3))
         draw.text((x + 6, y + SIZE + 2), f"{env_id}: {envs.TASKS[env_id][task]}", fill="black")
         env.close()
-    path = ROOT / "benchmark" / "results" / "environments.png"
-    sheet.save(path, optimize=True)
-    print(path)
+    sheet.save(output, optimize=True)
+    print(output)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -10,12 +10,13 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
-from plot import draw_mixture, read_mixture  # noqa: E402
+from plot import draw_mixture, read, read_mixture  # noqa: E402
 
 import envs  # noqa: E402
 import qmp_sac  # noqa: E402
@@ -56,7 +57,7 @@ def draw_episodes(axes, episodes: list[np.ndarray]) -> None:
     axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=[], yticks=[])
 
 
-def main() -> None:
+def main(output: Path = ROOT / "benchmark" / "results" / "qmp.png") -> None:
     """Train up to each stage, collect, draw."""
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
     tasks = list(envs.TASKS["PointReach-v0"])
@@ -67,16 +68,14 @@ def main() -> None:
             args = qmp_sac.Args(total_timesteps=steps, run_dir=str(run_dir), **frequencies)
             draw_episodes(panel, collect(qmp_sac.train(args), args))
             panel.set_title(f"Task 3 collects data, {stage} ({steps:,} steps)")
-        _, mixture = read_mixture(run_dir, tasks)
+        _, mixture = read_mixture(read(run_dir / "mixture.csv"))
     draw_mixture(axes[-1], mixture.mean(0), tasks)
     axes[-1].set_title("Who acted for each task, over the whole run")
     lines = [plt.Line2D([], [], color=np.array(c) / 255, label=f"policy {i}") for i, c in enumerate(pointreach.COLORS)]
     axes[0].legend(handles=lines, loc="lower right", fontsize="small")
-    path = ROOT / "benchmark" / "results" / "qmp.png"
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=90)
-    print(path)
+    figure.savefig(output, dpi=90)
+    print(output)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -15,7 +15,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import tyro
-from run import command
+from run import METHODS, command
 from scipy.stats import bootstrap
 
 matplotlib.use("Agg")
@@ -273,7 +273,11 @@ def table(env_id: str, rows: list[dict[str, str]]) -> str:
             lines = []
             for method in ("base", "qmp", *methods):
                 chosen = select(rows, script=script, method=method)
-                line = [f"`{method}`", str(len({row["seed"] for row in chosen})), final(chosen, metric)]
+                line = [
+                    f"`{METHODS[method]}`" if METHODS[method] else "as by default",
+                    str(len({row["seed"] for row in chosen})),
+                    final(chosen, metric),
+                ]
                 lines.append(line + ([seeds_solved(select(chosen, task=sparse), metric)] if sparse else []))
             text += f"\nVariants of the switch, `{script}.py`:\n\n"
             text += markdown(
@@ -323,7 +327,8 @@ def main(argv: list[str]) -> None:
         insert(ROOT / "README.md", tables(), "results")
         return
     newest = sorted(Path("runs").glob("**/mixture.csv"), key=lambda path: path.stat().st_mtime)
-    run = args.run or (newest[-1].parent if newest else None)
+    drawable = [path.parent for path in newest if read(path)]
+    run = args.run or (drawable[-1] if drawable else None)
     if run is None or not read(run / "mixture.csv"):
         print(f"plot.py: error: no run with a mixture in {run or 'runs/'}", file=sys.stderr)
         raise SystemExit(2)

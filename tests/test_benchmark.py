@@ -156,7 +156,7 @@ def test_collect_draw_and_table(results, capsys):
     plot.main(["--results", "--runs", str(more)])
     text = (results / "README.md").read_text()
     assert "| 0.50 [0.50, 0.50] | 0.83 [0.50, 1.00] |" in text
-    assert "| `qmp-period-1` | 1 | 1.00 (1 seed) | 1 of 1 |" in text
+    assert "| `--switch-period 1` | 1 | 1.00 (1 seed) | 1 of 1 |" in text
     assert text.count("<!-- end of results -->") == 1
 
 

@@ -78,6 +78,15 @@ def make_unequal(seed, vectorization, render_mode):
     return SyncVectorEnv([lambda: thunk(1), lambda: thunk(2)], autoreset_mode=AutoresetMode.SAME_STEP)
 
 
+def make_undrawable(seed, vectorization, render_mode):
+    def draw():
+        raise RuntimeError("no screen")
+
+    vec = make_drift(seed, vectorization, render_mode)
+    vec.render = draw
+    return vec
+
+
 class Faulty(gym.Wrapper):
     """Does what `fault` says instead of working."""
 
@@ -186,6 +195,12 @@ def test_same_step_autoreset():
 def test_bad_environments(env_id, words):
     with pytest.raises(ValueError, match=words):
         envs.make_vec(env_id, 1)
+
+
+def test_an_environment_that_cannot_draw_is_refused_at_once():
+    with pytest.raises(ValueError, match="first step of .* fails: RuntimeError: no screen"):
+        envs.make_vec("test_envs:make_undrawable", 1, render_mode="rgb_array")
+    envs.make_vec("test_envs:make_undrawable", 1)
 
 
 def test_custom_environment_gets_actions_in_its_own_range():

@@ -271,6 +271,8 @@ def test_plots(tmp_path, monkeypatch, capsys):
     assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
     run(tmp_path / "runs" / "old")
     run(tmp_path / "runs" / "new")
+    (tmp_path / "runs" / "just begun").mkdir()
+    (tmp_path / "runs" / "just begun" / "mixture.csv").write_text("global_step,task,policy,probability\n")
     plot.main([])
     assert (tmp_path / "runs" / "new" / "plots.png").stat().st_size > 10_000
     assert "runs/new/plots.png" in capsys.readouterr().out
@@ -282,9 +284,7 @@ def test_picture(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmark")
     import picture
 
-    (tmp_path / "benchmark").mkdir()
-    monkeypatch.setattr(picture, "ROOT", tmp_path)
     monkeypatch.setattr(picture, "STAGES", {"early": 2_400, "late": 4_400})
     monkeypatch.setattr(picture, "EPISODES", 1)
-    picture.main()
-    assert (tmp_path / "benchmark" / "results" / "qmp.png").stat().st_size > 10_000
+    picture.main(tmp_path / "qmp.png")
+    assert (tmp_path / "qmp.png").stat().st_size > 10_000
