@@ -11,11 +11,12 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import matplotlib
 import numpy as np
 import tyro
-from run import METHODS, command
+from run import METHODS
 from scipy.stats import bootstrap
 
 matplotlib.use("Agg")
@@ -36,6 +37,7 @@ PAPER = {
     ("Maze-v0", "qmp_sac"): ("0.60", "0.72"),
     ("Maze-v0", "qmp_mtsac"): ("0.90", "1.00"),
     ("Maze-v0", "qmp_uds"): ("0.55", "0.63"),
+    ("MetaWorldCDS-v0", "qmp_mtsac"): ("0.97", "0.97"),
     ("MetaWorldMT10-v3", "qmp_sac"): ("0.71", "0.80"),
     ("MetaWorldMT10-v3", "qmp_mtsac"): ("0.70", "0.70"),
     ("MetaWorldMT10-v3", "qmp_uds"): ("0.80", "0.84"),
@@ -56,6 +58,8 @@ class Args:
     """collect all runs below --runs instead, and make figures and tables of them"""
     runs: Path = ROOT / "runs" / "benchmark"
     """where benchmark/run.py left its folders"""
+    output: Path = RESULTS
+    """where the CSV files and figures go; only if it is benchmark/results/, the README gets its table"""
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -72,6 +76,22 @@ def write(path: Path, rows: list[dict]) -> None:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def whole(rows: list[dict[str, str]], size: int) -> list[dict[str, str]]:
+    """Rows without those of a last step of which not all `size` have been written."""
+    rows = [row for row in rows if None not in row.values()]
+    if not rows:
+        return []
+    last = [row for row in rows if row["global_step"] == rows[-1]["global_step"]]
+    return rows if len(last) == size else rows[: -len(last)]
+
+
+def load(run_dir: Path) -> tuple[list[str], list[dict[str, str]], list[dict[str, str]]]:
+    """A run's tasks, and the rows of its evaluations.csv and mixture.csv; it may just be under way, or broken off."""
+    tasks = json.loads((run_dir / "args.json").read_text())["tasks"]
+    evaluations, mixture = (read(run_dir / f"{name}.csv") for name in ("evaluations", "mixture"))
+    return tasks, whole(evaluations, len(tasks)), whole(mixture, len(tasks) ** 2)
 
 
 def read_mixture(rows: list[dict[str, str]]) -> tuple[np.ndarray, np.ndarray]:
@@ -94,11 +114,10 @@ def draw_mixture(axes, mixture: np.ndarray, tasks: list[str]) -> None:
 
 def plot_run(run_dir: Path) -> Path:
     """Draw `plots.png` in the run's folder. Returns its path."""
-    rows = read(run_dir / "evaluations.csv")
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    tasks, rows, mixture_rows = load(run_dir)
     steps = np.unique([int(row["global_step"]) for row in rows])
     success = np.array([float(row["success_rate"]) for row in rows]).reshape(len(steps), len(tasks))  # [T, N]
-    mixture_steps, mixture = read_mixture(read(run_dir / "mixture.csv"))
+    mixture_steps, mixture = read_mixture(mixture_rows)
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
     for i, task in enumerate(tasks):
@@ -126,7 +145,7 @@ def save(figure, path: Path) -> Path:
 
 def key(row: dict[str, str]) -> tuple:
     """Which run a row belongs to, in the order of the files."""
-    return row["env"], list(BASES).index(row["script"]), row["method"], int(row["seed"])
+    return row["env"], row["budget"], list(BASES).index(row["script"]), row["method"], int(row["seed"])
 
 
 def merge(path: Path, new: list[dict]) -> None:
@@ -136,39 +155,40 @@ def merge(path: Path, new: list[dict]) -> None:
     write(path, sorted(rows, key=key))
 
 
-def collect(runs: Path) -> None:
-    """Copy what the runs below a folder have logged into the CSV files of benchmark/results/."""
+def collect(runs: Path, output: Path) -> None:
+    """Copy what the runs below a folder have logged into the CSV files of `output`."""
     evaluations, mixtures, records = defaultdict(list), defaultdict(list), []
-    for path in sorted(runs.glob("*/*/evaluations.csv")):
+    for path in sorted(runs.glob("*/*__*__*__*/evaluations.csv")):
         folder = path.parent
         env_id, script, method, seed = folder.name.split("__")
-        run = {"env": env_id, "script": script, "method": method, "seed": seed}
-        rows = read(path)
+        run = {"env": env_id, "budget": folder.parent.name, "script": script, "method": method, "seed": seed}
+        _, rows, mixture = load(folder)
         if not rows:
             continue
         evaluations[env_id] += [run | row for row in rows]
         if method == "qmp" and seed == "1":
-            mixtures[env_id] += [run | row for row in read(folder / "mixture.csv")]
+            mixtures[env_id] += [run | row for row in mixture]
         record = json.loads((folder / "args.json").read_text())
-        hours = sum(map(float, (folder / "hours").read_text().split()))
-        run |= {"steps": rows[-1]["global_step"], "hours": f"{hours:.2f}", "git_commit": record["git_commit"]}
+        hours = (folder / "hours").read_text().split() if (folder / "hours").exists() else []
+        run |= {"steps": rows[-1]["global_step"], "finished": (folder / "finished").exists()}
+        run |= {"hours": f"{sum(map(float, hours)):.2f}", "git_commit": record["git_commit"]}
         run |= {name: record["versions"][name] for name in ("python", "torch", "gymnasium", "mujoco", "metaworld")}
-        records.append(run | {"command": " ".join(command(env_id, script, method, int(seed), folder.parent.name))})
+        records.append(run | {"command": Path(f"{folder}.log").read_text().partition("\n")[0].removeprefix("$ ")})
     for env_id, rows in evaluations.items():
-        merge(RESULTS / f"{env_id}.csv", rows)
+        merge(output / f"{env_id}.csv", rows)
     for env_id, rows in mixtures.items():
-        merge(RESULTS / f"{env_id}_mixture.csv", rows)
+        merge(output / f"{env_id}_mixture.csv", rows)
     if records:
-        merge(RESULTS / "runs.csv", records)
+        merge(output / "runs.csv", records)
 
 
-def curves(rows: list[dict[str, str]], column: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [T] that all runs have reached, and the mean over tasks of a column, run by run [R, T]."""
+def curves(rows: list[dict[str, str]], column: str, end: float = np.inf) -> tuple[np.ndarray, np.ndarray]:
+    """Steps [T] up to `end` that all runs have reached, and the mean over tasks of a column, run by run [R, T]."""
     runs = defaultdict(lambda: defaultdict(list))
     for row in rows:
         runs[key(row)][int(row["global_step"])].append(float(row[column]))
-    steps = sorted(set.intersection(*(set(run) for run in runs.values())))
-    return np.array(steps), np.array([[np.mean(run[step]) for step in steps] for run in runs.values()])
+    steps = sorted(step for step in set.intersection(*map(set, runs.values())) if step <= end)
+    return np.array(steps, dtype=int), np.array([[np.mean(run[step]) for step in steps] for run in runs.values()])
 
 
 def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -184,7 +204,7 @@ def select(rows: list[dict[str, str]], **wanted: str) -> list[dict[str, str]]:
     return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
 
 
-def plot_curves(env_id: str, rows: list[dict[str, str]]) -> Path:
+def plot_curves(env_id: str, rows: list[dict[str, str]], path: Path) -> Path:
     """Success against steps, a panel for each base method: dashed alone, solid with QMP, mean and 95% interval."""
     scripts = [script for script in BASES if select(rows, script=script)]
     metric = METRIC.get(env_id, "success_rate")
@@ -205,10 +225,10 @@ def plot_curves(env_id: str, rows: list[dict[str, str]]) -> Path:
         axes.legend(fontsize="small", loc="lower right")
     panels[0, 0].set_ylabel(metric.replace("_", " "))
     figure.suptitle(env_id)
-    return save(figure, RESULTS / f"{env_id}.png")
+    return save(figure, path)
 
 
-def plot_mixtures(env_id: str, rows: list[dict[str, str]]) -> Path:
+def plot_mixtures(env_id: str, rows: list[dict[str, str]], path: Path) -> Path:
     """Who acted for whom as training goes on: a row for each base method, four moments from left to right."""
     scripts = [script for script in BASES if select(rows, script=script)]
     figure, panels = plt.subplots(
@@ -221,14 +241,12 @@ def plot_mixtures(env_id: str, rows: list[dict[str, str]]) -> Path:
             axes.set(title=f"{steps[t]:,} steps", xlabel="acting policy", xticks=[], yticks=[])
         line[0].set_ylabel(f"{script}\ntask")
     figure.suptitle(f"{env_id}: who acted for whom (seed 1)")
-    return save(figure, RESULTS / f"{env_id}_mixture.png")
+    return save(figure, path)
 
 
-def final(rows: list[dict[str, str]], column: str) -> str:
-    """The mean of a column over runs, tasks and the last tenth of the training, with its 95% interval; for a table."""
-    if not rows:
-        return ""
-    steps, values = curves(rows, column)
+def final(rows: list[dict[str, str]], column: str, end: float = np.inf) -> str:
+    """The mean of a column over runs, tasks and the last tenth of the steps, with its 95% interval; for a table."""
+    steps, values = curves(rows, column, end)
     values = values[:, steps > 0.9 * steps[-1]].mean(1)
     if len(values) == 1:
         return f"{values[0]:.2f} (1 seed)"
@@ -236,75 +254,83 @@ def final(rows: list[dict[str, str]], column: str) -> str:
     return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
 
 
-def seeds_solved(rows: list[dict[str, str]], column: str) -> str:
-    """On how many seeds a column is 1 in the last evaluation; for a table."""
-    last = {}
-    for row in rows:
-        last[key(row)] = float(row[column])
-    return f"{sum(value == 1 for value in last.values())} of {len(last)}" if last else ""
+def seeds_solved(rows: list[dict[str, str]], column: str, end: float = np.inf) -> str:
+    """On how many seeds a column is 1 at the last step that all have reached; for a table."""
+    _, values = curves(rows, column, end)
+    return f"{sum(values[:, -1] == 1)} of {len(values)}"
 
 
 def table(env_id: str, rows: list[dict[str, str]]) -> str:
     """Markdown: how each base method did alone and with QMP in an environment, then the variants of the switch."""
     metric, sparse = METRIC.get(env_id, "success_rate"), SPARSE.get(env_id)
-    paper = [PAPER.get((env_id, script)) for script in BASES]
-    head = ["", "steps", "seeds", "alone", "+ QMP", *(["paper: alone", "+ QMP"] if any(paper) else [])]
-    if sparse:
-        head += ["sparse task solved: alone", "+ QMP"]
+    name = metric.replace("_", " ")
+    paper = any(env_id == known for known, _ in PAPER)
+    head = ["", "steps", "seeds", "alone", "+ QMP", *(["paper: alone", "+ QMP"] if paper else [])]
+    head += ["all stages: alone", "+ QMP"] if env_id in METRIC else []
+    head += [f"seeds with {name} 1 in the sparse task: alone", "+ QMP"] if sparse else []
     lines = []
     for script in BASES:
-        base, qmp = (select(rows, script=script, method=method) for method in ("base", "qmp"))
-        if not base or not qmp:
+        both = [select(rows, script=script, method=method) for method in ("base", "qmp")]
+        end = reached(*both) if all(both) else 0
+        if not end:
             continue
-        reached = min(int(curves(chosen, metric)[0][-1]) for chosen in (base, qmp))
-        seeds = [len({row["seed"] for row in chosen}) for chosen in (base, qmp)]
-        line = [f"`{script}.py`, {BASES[script]}", f"{reached:,}", "/".join(map(str, dict.fromkeys(seeds)))]
-        line += [final(base, metric), final(qmp, metric), *PAPER.get((env_id, script), ("", "") if any(paper) else ())]
-        if sparse:
-            line += [seeds_solved(select(chosen, task=sparse), metric) for chosen in (base, qmp)]
+        seeds = [len({row["seed"] for row in chosen}) for chosen in both]
+        line = [f"`{script}.py`, {BASES[script]}", f"{end:,}", "/".join(map(str, dict.fromkeys(seeds)))]
+        line += [final(chosen, metric, end) for chosen in both]
+        line += PAPER.get((env_id, script), ("", "")) if paper else ()
+        line += [final(chosen, "success_rate", end) for chosen in both] if env_id in METRIC else []
+        line += [seeds_solved(select(chosen, task=sparse), metric, end) for chosen in both] if sparse else []
         lines.append(line)
-    text = (
-        f"**{env_id}**, {metric.replace('_', ' ')}, mean of the last tenth of the training [95% bootstrap interval]\n\n"
-    )
-    text += markdown(head, lines)
+    text = f"**{env_id}**: {name}, mean of the last tenth of the steps [95% bootstrap interval over seeds]\n\n"
+    text += markdown(head, lines) if lines else ""
     for script in BASES:
-        methods = sorted({row["method"] for row in select(rows, script=script)} - {"base", "qmp"})
-        if methods:
-            lines = []
-            for method in ("base", "qmp", *methods):
-                chosen = select(rows, script=script, method=method)
-                line = [
-                    f"`{METHODS[method]}`" if METHODS[method] else "as by default",
-                    str(len({row["seed"] for row in chosen})),
-                    final(chosen, metric),
-                ]
-                lines.append(line + ([seeds_solved(select(chosen, task=sparse), metric)] if sparse else []))
-            text += f"\nVariants of the switch, `{script}.py`:\n\n"
-            text += markdown(
-                ["", "seeds", metric.replace("_", " "), *(["sparse task solved"] if sparse else [])], lines
-            )
+        found = {row["method"] for row in select(rows, script=script)}
+        if found <= {"base", "qmp"}:
+            continue
+        lines = []
+        for method in (method for method in METHODS if method in found):
+            chosen = select(rows, script=script, method=method)
+            end = reached(chosen)
+            if end:
+                line = [f"`{METHODS[method]}`" if METHODS[method] else "default", f"{end:,}"]
+                line += [str(len({row["seed"] for row in chosen})), final(chosen, metric, end)]
+                lines.append(line + ([seeds_solved(select(chosen, task=sparse), metric, end)] if sparse else []))
+        text += f"\nVariants of the switch, `{script}.py`:\n\n"
+        head = ["", "steps", "seeds", name, *([f"seeds with {name} 1 in the sparse task"] if sparse else [])]
+        text += markdown(head, lines)
     return text
+
+
+def reached(*groups: list[dict[str, str]]) -> int:
+    """The last step that all runs of all groups have reached, 0 if there is none."""
+    steps = [curves(rows, "global_step")[0] for rows in groups]
+    common = set.intersection(*map(set, steps))
+    return int(max(common, default=0))
 
 
 def markdown(head: list[str], lines: list[list[str]]) -> str:
     """A table."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    if any(len(line) != len(head) for line in lines):
+        raise ValueError(f"a line of the table has not the {len(head)} columns of its head")
+    return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *lines])
 
 
-def tables() -> str:
-    """All that the README shows of benchmark/results/."""
-    parts = []
-    for env_id, rows in results().items():
-        picture = f"![{env_id}](benchmark/results/{env_id}.png)"
-        parts.append(f"{table(env_id, rows)}\n{picture}\n")
+def tables(output: Path) -> str:
+    """All that the README shows of the results."""
+    parts = [
+        f"{table(env_id, rows)}\n![{name}](benchmark/results/{name}.png)\n"
+        for name, env_id, rows in results(output, ".csv")
+    ]
     return "\n".join(parts)
 
 
-def results() -> dict[str, list[dict[str, str]]]:
-    """The rows of every environment that has been run."""
-    env_ids = dict.fromkeys(row["env"] for row in read(RESULTS / "runs.csv"))
-    return {env_id: read(RESULTS / f"{env_id}.csv") for env_id in env_ids}
+def results(output: Path, ending: str) -> list[tuple[str, str, list[dict[str, str]]]]:
+    """A name for files, the environment and the rows of every environment and budget that has been run."""
+    found = []
+    for env_id, budget in dict.fromkeys((row["env"], row["budget"]) for row in read(output / "runs.csv")):
+        rows = select(read(output / f"{env_id}{ending}"), budget=budget)
+        found.append((env_id if budget == "laptop" else f"{env_id}_{budget}", env_id, rows))
+    return found
 
 
 def insert(path: Path, text: str, name: str) -> None:
@@ -314,24 +340,33 @@ def insert(path: Path, text: str, name: str) -> None:
     path.write_text(f"{before}{start}\n{text}\n{end}{rest.partition(end)[2]}")
 
 
+def fail(message: str) -> NoReturn:
+    """End the program for bad input: one line on stderr, exit code 2."""
+    print(f"plot.py: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def main(argv: list[str]) -> None:
     """Plot the run that is named, or the newest, or all results."""
     args = tyro.cli(Args, args=argv)
     if args.results:
-        collect(args.runs)
-        for env_id, rows in results().items():
-            print(plot_curves(env_id, rows))
-            mixtures = read(RESULTS / f"{env_id}_mixture.csv")
-            if mixtures:
-                print(plot_mixtures(env_id, mixtures))
-        insert(ROOT / "README.md", tables(), "results")
+        if not args.runs.is_dir():
+            fail(f"no folder {args.runs}; benchmark/run.py makes it")
+        args.output.mkdir(parents=True, exist_ok=True)
+        collect(args.runs, args.output)
+        for name, env_id, rows in results(args.output, ".csv"):
+            print(plot_curves(env_id, rows, args.output / f"{name}.png"))
+        for name, env_id, rows in results(args.output, "_mixture.csv"):
+            if rows:
+                print(plot_mixtures(env_id, rows, args.output / f"{name}_mixture.png"))
+        if args.output == RESULTS:
+            insert(ROOT / "README.md", tables(RESULTS), "results")
         return
     newest = sorted(Path("runs").glob("**/mixture.csv"), key=lambda path: path.stat().st_mtime)
     drawable = [path.parent for path in newest if read(path)]
     run = args.run or (drawable[-1] if drawable else None)
     if run is None or not read(run / "mixture.csv"):
-        print(f"plot.py: error: no run with a mixture in {run or 'runs/'}", file=sys.stderr)
-        raise SystemExit(2)
+        fail(f"no run with a mixture in {run or 'runs/'}")
     print(f"plots in {plot_run(run)}")
 
 

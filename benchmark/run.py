@@ -1,5 +1,6 @@
 """Run a matrix of script x method x environment x seed, as many runs at a time as there are cores.
 
+    python benchmark/run.py --suite smoke                                    # four short runs and a figure
     python benchmark/run.py                                                  # PointReach, four scripts, five seeds
     python benchmark/run.py --env-ids MultistageReacher-v0 --scripts qmp_sac --seeds 1 2 3
     python benchmark/run.py --env-ids Maze-v0 --budget paper --dry-run       # print the commands
@@ -12,19 +13,24 @@ times in all; the exit code is 1 if one kept failing. Needs requirements-benchma
 """
 
 import csv
+import fcntl
 import itertools
+import os
+import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import tyro
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 ATTEMPTS = 3
 
 
@@ -54,32 +60,32 @@ SETTINGS = {
         mtsac="--policy-lr 1e-3 --q-lr 1e-3 --hidden-sizes 512 512",
     ),
     "Maze-v0": Setting(
-        paper="--total-timesteps 12e6 --learning-starts 30_000",
+        paper="--total-timesteps 12e6 --learning-starts 30_000 --eval-frequency 200_000",
         laptop="--total-timesteps 2e6 --learning-starts 30_000 --eval-frequency 100_000",
         flags="--batch-size 256 --train-frequency 6",
     ),
     "MetaWorldCDS-v0": Setting(
-        paper="--total-timesteps 10e6 --learning-starts 20_000",
+        paper="--total-timesteps 10e6 --learning-starts 20_000 --eval-frequency 200_000",
         laptop="--total-timesteps 1e6 --learning-starts 20_000 --eval-frequency 50_000",
         flags="--batch-size 256 --train-frequency 10 --policy-lr 1.5e-3 --q-lr 1.5e-3",
     ),
     "MetaWorldMT10-v3": Setting(
-        paper="--total-timesteps 40e6 --learning-starts 50_000 --batch-size 2560",
+        paper="--total-timesteps 40e6 --learning-starts 50_000 --eval-frequency 1_000_000 --batch-size 2560",
         laptop="--total-timesteps 1e6 --learning-starts 50_000 --batch-size 256 --eval-frequency 50_000",
         flags="--train-frequency 10 --policy-lr 1.5e-3 --q-lr 1.5e-3 --own-policy-prob 0.7",
     ),
     "MetaWorldMT50-v3": Setting(
-        paper="--total-timesteps 30e6 --learning-starts 75_000",
-        laptop="--total-timesteps 1e6 --learning-starts 75_000 --buffer-size 20_000",
+        paper="--total-timesteps 30e6 --learning-starts 75_000 --eval-frequency 1_000_000",
+        laptop="--total-timesteps 1e6 --learning-starts 75_000",
         flags="--batch-size 26 --train-frequency 10 --hidden-sizes 400 400",
     ),
     "Walker2dMT4-v0": Setting(
-        paper="--total-timesteps 8e6 --learning-starts 40_000",
+        paper="--total-timesteps 8e6 --learning-starts 40_000 --eval-frequency 200_000",
         laptop="--total-timesteps 800_000 --learning-starts 40_000 --eval-frequency 40_000",
         flags="--batch-size 32 --train-frequency 2 --gradient-steps 3",
     ),
     "KitchenMT10-v0": Setting(
-        paper="--total-timesteps 5e6 --learning-starts 20_000 --batch-size 1280",
+        paper="--total-timesteps 5e6 --learning-starts 20_000 --eval-frequency 100_000 --batch-size 1280",
         laptop="--total-timesteps 1e6 --learning-starts 20_000 --batch-size 256 --eval-frequency 50_000",
         flags="--train-frequency 4",
     ),
@@ -104,6 +110,8 @@ Script = Literal["qmp_sac", "qmp_mtsac", "qmp_dnc", "qmp_uds"]
 class Args:
     """Arguments."""
 
+    suite: Literal["smoke"] | None = None
+    """smoke: PointReach, qmp_sac alone and with QMP, two seeds, figures; some minutes on two cores"""
     env_ids: list[Literal[tuple(SETTINGS)]] = field(default_factory=lambda: ["PointReach-v0"])
     """environments"""
     scripts: list[Script] = field(default_factory=lambda: list(Script.__args__))
@@ -119,7 +127,7 @@ class Args:
     address: str = "local"
     """Ray's address: a Ray of its own on this machine, or auto, or that of a cluster's head"""
     jobs: int | None = None
-    """runs at a time on this machine; default one for each core"""
+    """runs at a time, with a Ray of its own; default one for each core"""
     dry_run: bool = False
     """print the commands only"""
 
@@ -149,9 +157,11 @@ def command(env_id: str, script: str, method: str, seed: int, budget: str) -> li
 
 
 def matrix(args: Args) -> list[Run]:
-    """All runs, seed by seed, so that early results compare everything."""
+    """All runs, each once, seed by seed, so that early results compare everything."""
     runs = []
-    for seed, env_id, script, method in itertools.product(args.seeds, args.env_ids, args.scripts, args.methods):
+    for seed, env_id, script, method in itertools.product(
+        *(dict.fromkeys(values) for values in (args.seeds, args.env_ids, args.scripts, args.methods))
+    ):
         folder = args.runs.resolve() / args.budget / f"{env_id}__{script}__{method}__{seed}"
         words = command(env_id, script, method, seed, args.budget)
         runs.append(Run(str(folder), words, int(float(words[words.index("--total-timesteps") + 1]))))
@@ -170,19 +180,25 @@ def last_step(run: Run) -> int:
 def execute(run: Run, stop: Path) -> str | None:
     """Train until the run is finished, from its checkpoint if there is one. Returns what went wrong, None if nothing.
 
-    The output goes to a file beside the folder. When `stop` exists it ends the training, which writes a checkpoint.
+    The command and its output go to a file beside the folder. When `stop` exists it ends the training, which writes a
+    checkpoint. A lock beside the folder, which the training inherits, keeps a second one from starting in it.
     """
     folder, error = Path(run.folder), None
     folder.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(ATTEMPTS):
-        words = [sys.executable, *run.command[1:], "--run-dir", run.folder, "--num-threads", "1"]
-        if (folder / "checkpoint.pt").exists():
-            words = [sys.executable, run.command[1], "--run-dir", run.folder, "--resume"]
-        else:
-            shutil.rmtree(folder, ignore_errors=True)  # it was killed before its first checkpoint
-        start = time.time()
-        with open(f"{run.folder}.log", "a") as log:
-            process = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        if stop.exists():
+            return "stopped"
+        with open(f"{run.folder}.log", "a") as log, open(f"{run.folder}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            words = [sys.executable, *run.command[1:], "--run-dir", run.folder, "--num-threads", "1"]
+            if (folder / "checkpoint.pt").exists():
+                words = [sys.executable, run.command[1], "--run-dir", run.folder, "--resume"]
+            else:
+                shutil.rmtree(folder, ignore_errors=True)  # it was killed before its first checkpoint
+            start = time.time()
+            print("$", *run.command, file=log, flush=True)
+            output = {"stdout": log, "stderr": log, "pass_fds": [lock.fileno()]}
+            process = subprocess.Popen(words, cwd=ROOT, start_new_session=True, **output)
             while (code := process.poll()) is None and not stop.exists():
                 time.sleep(1)
             process.terminate()
@@ -196,8 +212,9 @@ def execute(run: Run, stop: Path) -> str | None:
         if code == 0 or (code == 2 and last_step(run) >= run.total):
             (folder / "finished").touch()
             return None
-        lines = Path(f"{run.folder}.log").read_text().splitlines()
-        error = f"exit code {code}: {lines[-1] if lines else 'no output'}"
+        error = f"exit code {code}: {Path(f'{run.folder}.log').read_text().splitlines()[-1]}"
+        if code == 2:  # a mistake in the command, which stays one
+            break
     return error
 
 
@@ -209,23 +226,14 @@ def success(run: Run) -> float:
     return sum(values) / len(values)
 
 
-def main(args: Args) -> int:
+def run_all(args: Args, runs: list[Run], ray) -> int:
     """Run everything that is not finished. Returns the exit code."""
-    runs = matrix(args)
-    if args.dry_run:
-        print("\n".join(" ".join(run.command) for run in runs))
-        return 0
-    import ray
-
-    cores = {"num_cpus": args.jobs} if args.address == "local" else {}
-    ray.init(address=args.address, include_dashboard=False, log_to_driver=False, logging_level="warning", **cores)
-    stop = args.runs.resolve() / "stop"
-    stop.unlink(missing_ok=True)
+    stop = args.runs.resolve() / f"stop-{platform.node()}-{os.getpid()}"
     task = ray.remote(num_cpus=1, max_retries=ATTEMPTS)(execute)
     pending = {task.remote(run, stop): run for run in runs if not run.finished()}
-    print(f"{len(runs)} runs, {len(runs) - len(pending)} finished before")
-    failed = []
-    bar = tqdm(total=sum(run.total for run in runs), unit="step", unit_scale=True, disable=None)
+    print(f"{len(runs)} runs, {len(runs) - len(pending)} of them finished before")
+    failed, total = [], sum(run.total for run in runs)
+    bar = tqdm(total=total, initial=sum(map(steps_done, runs)), unit="step", unit_scale=True, disable=None)
     try:
         while pending:
             ready, _ = ray.wait(list(pending), timeout=5)
@@ -239,21 +247,68 @@ def main(args: Args) -> int:
                     failed.append((run, error))
                 line = f"failed: {error}" if error else f"success {success(run):.2f}"
                 tqdm.write(f"{Path(run.folder).name}: {line}")
-            bar.n = sum(run.total if run.finished() else last_step(run) for run in runs)
+            bar.n = sum(map(steps_done, runs))
             bar.set_postfix(finished=f"{sum(run.finished() for run in runs)}/{len(runs)}")
     except KeyboardInterrupt:
         print("\ncheckpointing every run ...", file=sys.stderr)
         stop.parent.mkdir(parents=True, exist_ok=True)
         stop.touch()
-        ray.wait(list(pending), num_returns=len(pending))
+        if pending:
+            ray.wait(list(pending), num_returns=len(pending))
         stop.unlink()
         return 130
     finally:
         bar.close()
-        ray.shutdown()
     for run, error in failed:
-        print(f"failed {ATTEMPTS} times: {run.folder}: {error}", file=sys.stderr)
+        print(f"failed: {run.folder}: {error}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def steps_done(run: Run) -> int:
+    """Of its steps, those that count for the progress bar."""
+    return run.total if run.finished() else last_step(run)
+
+
+def fail(message: str) -> NoReturn:
+    """End the program for bad input: one line on stderr, exit code 2."""
+    print(f"run.py: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def main(args: Args) -> int:
+    """Do as the arguments say. Returns the exit code."""
+    if args.suite:
+        smoke = Path(args.runs, "smoke")
+        args = replace(args, env_ids=["PointReach-v0"], scripts=["qmp_sac"], methods=["base", "qmp"], seeds=[1, 2])
+        args = replace(args, runs=smoke, budget="laptop")
+    if min(args.seeds, default=-1) < 0:
+        fail(f"--seeds must be numbers from 0, not {args.seeds}")
+    if args.jobs is not None and (args.jobs < 1 or args.address != "local"):
+        fail("--jobs must be at least 1, and goes with a Ray of its own only; a cluster counts its own cores")
+    runs = matrix(args)
+    if args.dry_run:
+        print("\n".join(" ".join(run.command) for run in runs))
+        return 0
+    try:
+        import ray
+    except ImportError:
+        fail("Ray is missing: pip install -r requirements-benchmark.txt")
+    cores = {"num_cpus": args.jobs} if args.address == "local" else {}
+    try:
+        ray.init(address=args.address, include_dashboard=False, log_to_driver=False, logging_level="warning", **cores)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        fail(f"--address {args.address}: {str(error).splitlines()[0]}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Ray has set its own
+    try:
+        code = run_all(args, runs, ray)
+    finally:
+        ray.shutdown()
+    if args.suite and code == 0:
+        folder = str(args.runs.resolve())
+        subprocess.run(
+            [sys.executable, HERE / "plot.py", "--results", "--runs", folder, "--output", folder], check=True
+        )
+    return code
 
 
 if __name__ == "__main__":

@@ -1,20 +1,24 @@
 """How fast are selection and update, and what does QMP cost? Everything on one core, in one process, taken in turns.
 
-    python benchmark/speed.py                 # about ten minutes: benchmark/results/speed.csv, speed.png, the tables
-    python benchmark/speed.py --seconds 0.2   # a quick look
+    python benchmark/speed.py     # ten minutes: results/speed.csv, speed.png, and the tables in benchmark/README.md
+    python benchmark/speed.py --seconds 0.2 --output runs/speed    # a quick look
 
-1. Selecting one action of every task, and one update of all tasks: our stacked networks beside a plain loop over
-   `torch.nn` modules with their own (fused) Adams, which learns the same.
-2. The update's arithmetic (counted by PyTorch) beside the rate of a large matrix product, and beside the same matrix
-   products as in the update with nothing else around them.
-3. A whole turn of training, of which every part is timed, with QMP and without, in every environment, with the
-   hyper-parameters of the paper's experiments.
+1. Selecting one action of every task, and one update of all tasks: our stacked networks beside plain loops over
+   `torch.nn` modules with their own (fused) Adams, which choose and learn the same.
+2. The update's arithmetic (counted by PyTorch) at the rate of a large matrix product, beside the update and beside its
+   matrix products with nothing around them.
+3. A whole turn of training, its parts timed, with QMP and without, in every environment, with the hyper-parameters of
+   the paper's experiments (but a replay of 20,000 random transitions). What the switch costs is the difference between
+   the median times of selection, divided by the median turn without it.
 
 Times are medians; what stands beside them are quartiles. Ratios are medians of ratios of neighbouring measurements.
 """
 
 import copy
 import importlib
+import itertools
+import math
+import platform
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +34,7 @@ import tyro
 from plot import RESULTS, insert, markdown, read, save, select, write
 from run import SETTINGS, command
 from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
 from torch.optim import Adam
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,6 +49,7 @@ SCRIPTS = ("qmp_sac", "qmp_mtsac", "qmp_dnc", "qmp_uds")
 TASKS = (1, 2, 5, 10, 25, 50)
 O, A = 15, 6  # as in MultistageReacher
 CPU = torch.device("cpu")
+THOUSAND = 200  # turns of five tasks make a thousand steps
 
 
 @dataclass
@@ -62,37 +68,54 @@ def mlp(*sizes: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+class Nets:
+    """A plain perceptron of each task; first layers that the tasks share run once for all of them."""
+
+    def __init__(self, N: int, sizes: tuple[int, ...], shared: bool):
+        *body, last, outputs = sizes
+        self.trunk = nn.Sequential(mlp(*body, last), nn.ReLU()) if shared else nn.Identity()
+        self.shared, self.heads = shared, [nn.Linear(last, outputs) if shared else mlp(*sizes) for _ in range(N)]
+
+    def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Each task's net on its own input."""
+        if self.shared:
+            inputs = self.trunk(torch.cat(inputs)).split([len(x) for x in inputs])
+        return [head(x) for head, x in zip(self.heads, inputs, strict=True)]
+
+    def groups(self) -> list[list[nn.Parameter]]:
+        """Parameters of each task, or all in one group where tasks share some."""
+        groups = [[*head.parameters()] for head in self.heads]
+        return [sum(groups, [*self.trunk.parameters()])] if self.shared else groups
+
+
 class Loop:
     """N agents as plain modules, one after the other: the same method, as one would write it without a stack."""
 
     def __init__(self, script: str, N: int, args):
-        self.script, self.N, self.args, self.module = script, N, args, importlib.import_module(script)
-        self.actors, self.qf1, self.qf2 = self.nets(O, 2 * A), self.nets(O + A, 1), self.nets(O + A, 1)
+        self.script, self.args, self.squash = script, args, importlib.import_module(script).squash
+        shared, hidden = script == "qmp_mtsac", args.hidden_sizes
+        self.actor = Nets(N, (O, *hidden, 2 * A), shared)
+        self.qf1, self.qf2 = (Nets(N, (O + A, *hidden, 1), shared) for _ in range(2))
         self.qf1_target, self.qf2_target = copy.deepcopy(self.qf1), copy.deepcopy(self.qf2)
-        self.log_alphas = [torch.zeros(1, requires_grad=True) for _ in range(N)]
-        self.actor_optimizers = self.optimizers(*([net] for net in self.actors))
-        self.q_optimizers = self.optimizers(*zip(self.qf1, self.qf2, strict=True))
+        self.log_alphas = [torch.full((), math.log(args.alpha), requires_grad=True) for _ in range(N)]
+        self.actor_optimizers = [Adam(group, lr=args.policy_lr, fused=True) for group in self.actor.groups()]
+        groups = [a + b for a, b in zip(self.qf1.groups(), self.qf2.groups(), strict=True)]
+        self.q_optimizers = [Adam(group, lr=args.q_lr, fused=True) for group in groups]
         self.a_optimizers = [Adam([log_alpha], lr=args.q_lr, fused=True) for log_alpha in self.log_alphas]
 
-    def nets(self, inputs: int, outputs: int) -> list[nn.Sequential]:
-        """A net of each task; those of qmp_mtsac.py have their first layers in common."""
-        hidden = self.args.hidden_sizes
-        if self.script == "qmp_mtsac":
-            trunk = nn.Sequential(mlp(inputs, *hidden), nn.ReLU())
-            return [nn.Sequential(trunk, nn.Linear(hidden[-1], outputs)) for _ in range(self.N)]
-        return [mlp(inputs, *hidden, outputs) for _ in range(self.N)]
+    def act(self, obs: list[Tensor], noise: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Every task's sampled actions and their log-probabilities."""
+        outputs = [output.chunk(2, dim=-1) for output in self.actor(obs)]
+        return [
+            self.squash(mean, log_std.clamp(-20, 2), sample)
+            for (mean, log_std), sample in zip(outputs, noise, strict=True)
+        ]
 
-    def optimizers(self, *groups) -> list[Adam]:
-        """An Adam for each task's nets, or one for all where they share parameters."""
-        parameters = [[p for net in nets for p in net.parameters()] for nets in groups]
-        if self.script == "qmp_mtsac":
-            parameters = [list(dict.fromkeys(p for group in parameters for p in group))]
-        return [Adam(group, lr=self.args.q_lr, fused=True) for group in parameters]
-
-    def act(self, i: int, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Sampled actions of policy i and their log-probabilities."""
-        mean, log_std = self.actors[i](obs).chunk(2, dim=-1)
-        return self.module.squash(mean, log_std.clamp(-20, 2), torch.randn_like(mean))
+    @staticmethod
+    def rate(qf1: Nets, qf2: Nets, obs: list[Tensor], actions: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Both Q-values of every task's transitions."""
+        x = [torch.cat(pair, -1) for pair in zip(obs, actions, strict=True)]
+        return tuple([value.squeeze(-1) for value in qf(x)] for qf in (qf1, qf2))
 
     def descend(self, optimizers: list[Adam], losses: list[Tensor]) -> None:
         """One step of every optimiser."""
@@ -104,79 +127,94 @@ class Loop:
 
     def update(self, data, borrowed=None) -> None:
         """One update of every agent, from a Batch [N, B] (and one that was borrowed)."""
-        tasks, args = range(self.N), self.args
-        batches = [tuple(field[i] for field in data) for i in tasks]
         if borrowed:
-            batches = [self.join(i, batches[i], tuple(field[i] for field in borrowed)) for i in tasks]
-        losses = []
-        for i, (obs, actions, rewards, next_obs, terminations) in enumerate(batches):
-            with torch.no_grad():
-                next_actions, next_log_prob = self.act(i, next_obs)
-                x = torch.cat([next_obs, next_actions], -1)
-                value = torch.min(self.qf1_target[i](x), self.qf2_target[i](x)).squeeze(-1)
-                value = value - self.log_alphas[i].exp() * next_log_prob
-                target = rewards + args.gamma * (1 - terminations) * value
-            x = torch.cat([obs, actions], -1)
-            losses += [F.mse_loss(net[i](x).squeeze(-1), target) for net in (self.qf1, self.qf2)]
+            data = type(data)(*(torch.cat(fields, 1) for fields in zip(data, borrowed, strict=True)))
+        noise = torch.randn(2, *data.actions.shape)  # [2, N, B, A]
+        fields = [[*field] for field in (*data, *noise)]
+        if borrowed:
+            fields = self.keep(fields)
+        obs, actions, rewards, next_obs, terminations, next_noise, noise = fields
+        targets = []
+        with torch.no_grad():
+            proposals = self.act(next_obs, next_noise)
+            values = self.rate(self.qf1_target, self.qf2_target, next_obs, [action for action, _ in proposals])
+            for i, (_, log_prob) in enumerate(proposals):
+                value = torch.min(values[0][i], values[1][i]) - self.log_alphas[i].exp() * log_prob
+                targets.append(rewards[i] + self.args.gamma * (1 - terminations[i]) * value)
+        values = self.rate(self.qf1, self.qf2, obs, actions)
+        losses = [F.mse_loss(value, target) for qf in values for value, target in zip(qf, targets, strict=True)]
         self.descend(self.q_optimizers, losses)
 
-        losses, log_probs = [], []
-        for i, (obs, *_) in enumerate(batches):
-            actions, log_prob = self.act(i, obs)
-            x = torch.cat([obs, actions], -1)
-            min_qf_pi = torch.min(self.qf1[i](x), self.qf2[i](x)).squeeze(-1)
-            losses.append((self.log_alphas[i].detach().exp() * log_prob - min_qf_pi).mean())
-            log_probs.append(log_prob.detach())
+        proposals = self.act(obs, noise)
+        values = self.rate(self.qf1, self.qf2, obs, [action for action, _ in proposals])
+        losses = [
+            (self.log_alphas[i].detach().exp() * log_prob - torch.min(values[0][i], values[1][i])).mean()
+            for i, (_, log_prob) in enumerate(proposals)
+        ]
         if self.script == "qmp_dnc":
-            losses += self.divergences(torch.cat([batch[0] for batch in batches]))
+            losses += self.divergences(torch.cat(obs))
         self.descend(self.actor_optimizers, losses)
-
-        alpha_losses = [(-a * (log_prob - A)).mean() for a, log_prob in zip(self.log_alphas, log_probs, strict=True)]
-        self.descend(self.a_optimizers, alpha_losses)
+        losses = [
+            (-log_alpha * (log_prob.detach() - A)).mean()
+            for log_alpha, (_, log_prob) in zip(self.log_alphas, proposals, strict=True)
+        ]
+        self.descend(self.a_optimizers, losses)
         with torch.no_grad():
-            for nets, targets in ((self.qf1, self.qf1_target), (self.qf2, self.qf2_target)):
-                done = set()  # shared layers move once
-                for net, moved in zip(nets, targets, strict=True):
-                    for p, q in zip(net.parameters(), moved.parameters(), strict=True):
-                        if q not in done:
-                            q.lerp_(p, args.tau)
-                            done.add(q)
+            for qf, target in ((self.qf1, self.qf1_target), (self.qf2, self.qf2_target)):
+                for p, q in zip(sum(qf.groups(), []), sum(target.groups(), []), strict=True):
+                    q.lerp_(p, self.args.tau)
 
-    def join(self, i: int, own: tuple, borrowed: tuple) -> tuple:
-        """A task's batch and what it keeps of the borrowed one (UDS)."""
-        with torch.no_grad():
-            values = []
-            for obs, actions, *_ in (own, borrowed):
-                x = torch.cat([obs, actions], -1)
-                values.append(torch.min(self.qf1[i](x), self.qf2[i](x)).squeeze(-1))
-            kept = values[1] > values[0].quantile(self.args.sharing_quantile)
-        return tuple(torch.cat([mine, other[kept]]) for mine, other in zip(own, borrowed, strict=True))
+    @torch.no_grad()
+    def keep(self, fields: list[list[Tensor]]) -> list[list[Tensor]]:
+        """Of every task's batch, the second half of which is borrowed, what it learns from (UDS)."""
+        values = [torch.min(*pair) for pair in zip(*self.rate(self.qf1, self.qf2, *fields[:2]), strict=True)]
+        masks = []
+        for value in values:
+            own, others = value.chunk(2)
+            kept = (others > own.quantile(self.args.sharing_quantile)) & (len(values) > 1)
+            masks.append(torch.cat([torch.ones_like(kept), kept]))
+        return [[rows[mask] for rows, mask in zip(field, masks, strict=True)] for field in fields]
 
     def divergences(self, states: Tensor) -> list[Tensor]:
         """KL of every other policy from each, in all states (DnC)."""
-        policies = []
-        for actor in self.actors:
-            mean, log_std = actor(states).chunk(2, dim=-1)
-            policies.append(torch.distributions.Normal(mean, log_std.clamp(-20, 2).exp()))
-        still = [torch.distributions.Normal(p.mean.detach(), p.stddev.detach()) for p in policies]
-        return [
-            float(self.args.kl_coef) * torch.distributions.kl_divergence(still[j], policies[i]).sum(-1).mean()
-            for i in range(self.N)
-            for j in range(self.N)
-            if j != i
-        ]
+        policies, still = [], []
+        for output in self.actor([states] * len(self.log_alphas)):
+            mean, log_std = output.chunk(2, dim=-1)
+            std = log_std.clamp(-20, 2).exp()
+            policies.append(Normal(mean, std))
+            still.append(Normal(mean.detach(), std.detach()))
+        pairs = itertools.permutations(range(len(policies)), 2)
+        return [float(self.args.kl_coef) * kl_divergence(still[j], policies[i]).sum(-1).mean() for i, j in pairs]
 
     @torch.no_grad()
-    def select(self, obs: Tensor) -> list[Tensor]:
-        """The mixture's action of every task in obs [N, O]: each policy acts, then the task's critics rate all."""
+    def candidates(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Every policy's actions [P, S, A] in states obs [S, O], by noise [P, S, A], and their log_prob [P, S]."""
+        proposals = []
+        features = self.actor.trunk(obs)
+        for head, sample in zip(self.actor.heads, noise, strict=True):
+            mean, log_std = head(features).chunk(2, dim=-1)
+            proposals.append(self.squash(mean, log_std.clamp(-20, 2), sample))
+        actions, log_prob = zip(*proposals, strict=True)
+        return torch.stack(actions), torch.stack(log_prob)
+
+    @torch.no_grad()
+    def choose(self, i: int, obs: Tensor, actions: Tensor, log_prob: Tensor) -> Tensor:
+        """The policy that task i chooses in its state obs [O] among actions [P, A] with log_prob [P]."""
+        x = torch.cat([obs.expand(len(actions), O), actions], -1)
+        values = [qf.heads[i](qf.trunk(x)).squeeze(-1) for qf in (self.qf1, self.qf2)]
+        return (torch.min(*values) - self.log_alphas[i].exp() * log_prob).argmax()
+
+    def select(self, obs: Tensor, noise: Tensor) -> list[Tensor]:
+        """Every task's choice in obs [N, O]: each policy acts once, in all states."""
+        actions, log_prob = self.candidates(obs, noise)
+        return [self.choose(i, obs[i], actions[:, i], log_prob[:, i]) for i in range(len(obs))]
+
+    def select_singly(self, obs: Tensor, noise: Tensor) -> list[Tensor]:
+        """The same, a task at a time, as the authors' code collects data."""
         chosen = []
-        for i in range(self.N):
-            candidates = [self.act(j, obs[i : i + 1]) for j in range(self.N)]
-            actions = torch.cat([action for action, _ in candidates])  # [P, A]
-            log_prob = torch.cat([log_prob for _, log_prob in candidates])  # [P]
-            x = torch.cat([obs[i].expand(self.N, O), actions], -1)
-            scores = torch.min(self.qf1[i](x), self.qf2[i](x)).squeeze(-1) - self.log_alphas[i].exp() * log_prob
-            chosen.append(actions[scores.argmax()])
+        for i in range(len(obs)):
+            actions, log_prob = self.candidates(obs[i : i + 1], noise[:, i : i + 1])
+            chosen.append(self.choose(i, obs[i], actions[:, 0], log_prob[:, 0]))
         return chosen
 
 
@@ -193,12 +231,12 @@ def alternate(seconds: float, **functions: Callable) -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in times.items()}
 
 
-def row(part: str, times: np.ndarray, reference: np.ndarray | None = None, **where) -> dict:
-    """A line of the CSV file: the median and quartiles of times, and the median ratio of a reference to them."""
+def row(part: str, times: np.ndarray, ratios: np.ndarray | None = None, **where) -> dict:
+    """A line of the CSV file: the median and quartiles of times in ms, and the median of ratios."""
     low, median, high = np.quantile(times, (0.25, 0.5, 0.75))
     line = {"part": part, "script": "", "env": "", "N": "", "B": "", "variant": ""} | where
     line |= {"ms": f"{median:.4g}", "quartile_1": f"{low:.4g}", "quartile_3": f"{high:.4g}"}
-    return line | {"ratio": "" if reference is None else f"{np.median(reference / times):.3g}"}
+    return line | {"ratio": "" if ratios is None else f"{np.median(ratios):.3g}"}
 
 
 def example(script: str, N: int, B: int, **flags) -> tuple:
@@ -207,17 +245,22 @@ def example(script: str, N: int, B: int, **flags) -> tuple:
     args = replace(module.Args(), batch_size=B, switch_period=1, **flags)
     torch.manual_seed(1)
     agent = module.make_agent(N, O, A, args, CPU)
-    rb = module.ReplayBuffer(N, 2000, O, A, CPU)
+    return module, args, agent, filled_replay(module, N, 2000, O, A)
+
+
+def filled_replay(module, N: int, capacity: int, O: int, A: int):
+    """A replay buffer full of random transitions."""
+    rb = module.ReplayBuffer(N, capacity, O, A, CPU)
     for field in rb.data:
         field.normal_()
     rb.data.actions.tanh_()
     rb.data.terminations.zero_()
-    rb.size = rb.capacity
-    return module, args, agent, rb
+    rb.size = capacity
+    return rb
 
 
-def updater(script: str, N: int, B: int, wrap: Callable = lambda f: f) -> tuple[Callable, Callable]:
-    """A function that makes one stacked update from replay, and one that does the same by loops."""
+def updaters(script: str, N: int, B: int, wrap: Callable = lambda f: f) -> dict[str, Callable]:
+    """Functions that make one update from replay: stacked, and in a loop over tasks."""
     module, args, agent, rb = example(script, N, B)
     update = wrap(module.update)
     loop, min_rewards = Loop(script, N, args), torch.zeros(N)
@@ -225,29 +268,32 @@ def updater(script: str, N: int, B: int, wrap: Callable = lambda f: f) -> tuple[
     def batches() -> tuple:
         return (rb.sample(B), rb.sample_others(B, min_rewards)) if script == "qmp_uds" else (rb.sample(B),)
 
-    return lambda: update(agent, *batches(), args), lambda: loop.update(*batches())
+    return {"stacked": lambda: update(agent, *batches(), args), "loop": lambda: loop.update(*batches())}
 
 
-def selector(script: str, N: int) -> tuple[Callable, Callable]:
-    """A function that chooses the action of every task, and one that does the same by loops."""
+def selectors(script: str, N: int) -> dict[str, Callable]:
+    """Functions that choose an action for every task: stacked, in a loop over policies, in a loop over tasks too."""
     module, args, agent, _ = example(script, N, 1)
     mixture = module.Mixture(agent, args, torch.Generator().manual_seed(1))
     obs, lengths = np.random.default_rng(1).standard_normal((N, O)).astype(np.float32), np.zeros(N, dtype=np.int64)
-    loop, tensor = Loop(script, N, args), torch.from_numpy(obs)
-    return lambda: mixture(obs, lengths), lambda: loop.select(tensor)
+    loop, states = Loop(script, N, args), torch.from_numpy(obs)
+    return {
+        "stacked": lambda: mixture(obs, lengths),
+        "loop": lambda: loop.select(states, torch.randn(N, N, A)),
+        "singly": lambda: loop.select_singly(states, torch.randn(N, N, A)),
+    }
 
 
 def against_loops(seconds: float) -> list[dict]:
-    """Stacked against looped, for every script and number of tasks."""
+    """Stacked against looped, for every script and number of tasks; ratios are a loop's time to the stacked one's."""
     rows = []
-    for script in SCRIPTS:
-        for N in TASKS:
-            for part, (stacked, looped) in (("selection", selector(script, N)), ("update", updater(script, N, 32))):
-                times = alternate(seconds, stacked=stacked, looped=looped)
-                where = {"script": script, "N": N, "B": 32 if part == "update" else ""}
-                rows.append(row(part, times["stacked"], times["looped"], variant="stacked", **where))
-                rows.append(row(part, times["looped"], variant="loop", **where))
-                print(f"{part:10}{script:10} N {N:3}: {rows[-2]['ms']:>8} ms, loop / stacked {rows[-2]['ratio']}")
+    for script, N in itertools.product(SCRIPTS, TASKS):
+        for part, functions in (("selection", selectors(script, N)), ("update", updaters(script, N, 32))):
+            times = alternate(seconds, **functions)
+            for name, values in times.items():
+                where = {"script": script, "N": N, "B": 32 if part == "update" else "", "variant": name}
+                rows.append(row(part, values, values / times["stacked"], **where))
+                print(f"{part:10}{script:10}N {N:3}  {name:8}{rows[-1]['ms']:>8} ms, {rows[-1]['ratio']:>5} x stacked")
     return rows
 
 
@@ -256,22 +302,21 @@ def choose(module, args, agent, seed: int, low: bool) -> Tensor:
     N, generator = len(agent.log_alpha), torch.Generator().manual_seed(seed)
     noise, obs = torch.randn(N, N, 1, A, generator=generator), torch.randn(N, O, generator=generator)
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
-        return module.q_switch(agent.actor, agent.qf, torch.ones(N), obs, noise, torch.zeros(N, N), args)[0]
+        return module.q_switch(agent.actor, agent.qf, 0.01 * torch.ones(N), obs, noise, torch.zeros(N, N), args)[0]
 
 
 def in_bfloat16(seconds: float) -> list[dict]:
-    """Selection with matrix products in bfloat16: its time, and in which share of states it chooses another policy."""
+    """Selection by untrained networks in bfloat16: its time, and how often it chooses another policy."""
     rows = []
     for N in (10, 50):
         switch = partial(choose, *example("qmp_sac", N, 1)[:3])
         times = alternate(seconds, float32=partial(switch, 0, False), bfloat16=partial(switch, 0, True))
         others = np.mean([(switch(seed, False) != switch(seed, True)).float().mean().item() for seed in range(50)])
         rows.append(row("q_switch", times["float32"], N=N, variant="float32"))
-        rows.append(row("q_switch", times["bfloat16"], times["float32"], N=N, variant="bfloat16"))
-        rows.append(
-            row("other choice", np.array([others]), N=N, variant="bfloat16") | {"ms": "", "ratio": f"{others:.3f}"}
-        )
-        print(f"bfloat16, N {N}: float32 / bfloat16 {rows[-2]['ratio']}, other choice in {others:.1%} of the states")
+        rows.append(row("q_switch", times["bfloat16"], times["bfloat16"] / times["float32"], N=N, variant="bfloat16"))
+        rows.append(row("other choice", np.zeros(1), N=N, variant="bfloat16"))
+        rows[-1] |= {"ms": "", "quartile_1": "", "quartile_3": "", "ratio": f"{others:.3f}"}
+        print(f"bfloat16, N {N}: {rows[-2]['ratio']} x float32, other choice in {others:.1%} of the states")
     return rows
 
 
@@ -319,26 +364,37 @@ def flops(function: Callable) -> int:
 
 
 def against_arithmetic(seconds: float) -> list[dict]:
-    """The update of qmp_sac.py beside the rate of a large matrix product and beside its own products alone."""
-    rows, size = [], 1024
-    matrix = torch.randn(size, size)
+    """The update of qmp_sac.py, its arithmetic at the rate of a large matrix product, and its own products alone.
+
+    Ratios are of that ideal time to each one's.
+    """
+    rows = []
     for N, B in ((5, 32), (10, 32), (10, 256)):
-        update, alone = updater("qmp_sac", N, B)[0], products(N, B)
-        if flops(update) != flops(alone):
-            raise RuntimeError("the list of matrix products is not that of the update")
         torch.compiler.reset()
-        compiled, *_ = updater("qmp_sac", N, B, torch.compile)
-        times = alternate(3 * seconds, update=update, alone=alone, compiled=compiled, gemm=lambda: matrix @ matrix)
-        bound = times["gemm"] * flops(update) / (2 * size**3)  # ms that the arithmetic takes at the rate of the product
-        for name in ("compiled", "update", "alone"):
-            rows.append(row("arithmetic", times[name], bound, N=N, B=B, variant=name))
-        rows.append(row("arithmetic", bound, N=N, B=B, variant="at the GEMM rate"))
-        rate = 2 * size**3 / np.median(times["gemm"]) / 1e6
-        print(
-            f"update N {N}, B {B}: {rows[-3]['ratio']} of the GEMM rate of {rate:.0f} GFLOP/s, "
-            f"its products alone {rows[-2]['ratio']}"
-        )
+        functions = {
+            "update": updaters("qmp_sac", N, B)["stacked"],
+            "compiled": updaters("qmp_sac", N, B, torch.compile)["stacked"],
+            "products": products(N, B),
+        }
+        work = flops(functions["update"])
+        if flops(functions["products"]) != work:
+            raise RuntimeError("the list of matrix products is not that of the update")
+        times = alternate(3 * seconds, **functions, gemm=gemm)
+        ideal = times["gemm"] * work / flops(gemm)
+        rows.append(row("arithmetic", ideal, N=N, B=B, variant="ideal"))
+        rate = flops(gemm) / np.median(times["gemm"]) / 1e6
+        for name in functions:
+            rows.append(row("arithmetic", times[name], ideal / times[name], N=N, B=B, variant=name))
+            print(f"N {N}, B {B}: {name} at {rows[-1]['ratio']} of {rate:.0f} GFLOP/s")
     return rows
+
+
+MATRIX = torch.randn(1024, 1024)
+
+
+def gemm() -> Tensor:
+    """A large matrix product."""
+    return MATRIX @ MATRIX
 
 
 class Turn:
@@ -353,15 +409,13 @@ class Turn:
         N, O, A = self.envs.num_envs, *self.envs.single_observation_space.shape, *self.envs.single_action_space.shape
         torch.manual_seed(1)
         self.agent = module.make_agent(N, O, A, args, CPU)
-        self.rb, self.args = module.ReplayBuffer(N, 20_000, O, A, CPU), args
+        self.rb, self.args = filled_replay(module, N, 20_000, O, A), args
         variants = {f"period {period}": replace(args, switch_period=period) for period in (1, 10)}
         variants["without"] = replace(args, qmp=False)
         generator = torch.Generator().manual_seed(1)
         self.mixtures = {name: module.Mixture(self.agent, variant, generator) for name, variant in variants.items()}
         self.obs, _ = self.envs.reset(seed=1)
         self.lengths, self.turn = np.zeros(N, dtype=np.int64), 0
-        for _ in range(50):
-            self.step(2 * torch.rand(N, A) - 1)
 
     def step(self, actions: Tensor) -> float:
         """One step of all tasks, stored. Returns when the environments were done."""
@@ -402,7 +456,7 @@ def whole_turns(seconds: float) -> list[dict]:
         spent = {name: [] for name in turn.mixtures}
         while time.perf_counter() - start < 3 * seconds or len(spent["without"]) < 3:
             for name, values in spent.items():
-                values.append(turn.run(name, max(turn.args.train_frequency, 10)))
+                values.append(turn.run(name, math.lcm(turn.args.train_frequency, 10)))
         turn.envs.close()
         without = np.array(spent.pop("without"))  # [R, parts]
         where = {"env": env_id, "N": len(turn.lengths), "B": turn.args.batch_size}
@@ -419,38 +473,41 @@ def whole_turns(seconds: float) -> list[dict]:
 
 def thousand_steps(seconds: float) -> list[dict]:
     """1,000 steps of MultistageReacher with QMP and 200 updates of its five tasks, beside their arithmetic alone."""
-    turn, size = Turn("MultistageReacher-v0"), 1024
-    matrix = torch.randn(size, size)
-    work = 200 * flops(lambda: turn.module.update(turn.agent, turn.rb.sample(32), turn.args))
-    times = alternate(
-        2 * seconds, run=lambda: turn.run("period 1", 200), gemm=lambda: [matrix @ matrix for _ in range(20)]
-    )
-    bound = times["gemm"] / 20 * work / (2 * size**3)
-    rows = [row("1,000 steps", times["run"], bound, env="MultistageReacher-v0", N=5, B=32, variant="period 1")]
-    print(f"1,000 steps of MultistageReacher: {rows[0]['ms']} ms, {1 / float(rows[0]['ratio']):.2f} x their arithmetic")
+    turn = Turn("MultistageReacher-v0")
+    work = THOUSAND * flops(lambda: turn.module.update(turn.agent, turn.rb.sample(32), turn.args))
+    times = alternate(2 * seconds, run=lambda: turn.run("period 1", THOUSAND), gemm=lambda: [gemm() for _ in range(20)])
+    ideal = times["gemm"] * work / (20 * flops(gemm))
+    rows = [row("1,000 steps", times["run"], times["run"] / ideal, env="MultistageReacher-v0", N=5, B=32)]
+    print(f"1,000 steps of MultistageReacher: {rows[0]['ms']} ms, {rows[0]['ratio']} x their arithmetic")
     return rows
 
 
 def machine() -> str:
     """Processor and versions, for the table's caption."""
-    names = [
-        line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "name" in line
-    ]
-    return f"{names[0]}, {'AVX-512' if torch.cpu._is_avx512_supported() else 'no AVX-512'}, PyTorch {torch.__version__}"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor() or platform.machine()
+    return f"{processor}, {torch.backends.cpu.get_cpu_capability()}, PyTorch {torch.__version__}"
 
 
 def draw(rows: list[dict], path: Path) -> None:
     """Stacked against looped over the number of tasks, and the parts of a turn."""
     figure, axes = plt.subplots(1, 3, figsize=(16, 4.2), layout="constrained")
-    for panel, part in zip(axes, ("selection", "update"), strict=False):
+    titles = {
+        "selection": "one selection (dashed: a loop over policies, dotted: and over tasks)",
+        "update": "one update at B = 32 (dashed: a loop over tasks)",
+    }
+    for panel, part in zip(axes, titles, strict=False):
         for script in SCRIPTS:
-            for variant, style in (("loop", "--"), ("stacked", "-")):
+            for variant, style in (("singly", ":"), ("loop", "--"), ("stacked", "-")):
                 chosen = select(rows, part=part, script=script, variant=variant)
                 color = f"C{SCRIPTS.index(script)}"
                 label = script if variant == "stacked" else None
                 N, ms = ([float(line[name]) for line in chosen] for name in ("N", "ms"))
                 panel.plot(N, ms, style, marker="o", markersize=3, color=color, label=label)
-        panel.set(title=f"one {part} (dashed: a loop over tasks)", xlabel="tasks", ylabel="ms")
+        panel.set(title=titles[part], xlabel="tasks", ylabel="ms")
         panel.set(xscale="log", yscale="log", xticks=TASKS, xticklabels=TASKS)
         panel.legend(fontsize="small")
     turns = select(rows, part="turn", variant="period 1")
@@ -470,48 +527,57 @@ def draw(rows: list[dict], path: Path) -> None:
 
 def tables(rows: list[dict]) -> str:
     """Markdown of the measurements."""
-    text = f"One core of: {rows[0]['machine']}.\n\nLoop / stacked, by number of tasks:\n\n"
+    text = f"One core of: {rows[0]['machine']}. Medians.\n\n"
+    text += "Time of a loop / time stacked (time stacked), by number of tasks:\n\n"
     lines = []
-    for part in ("selection", "update"):
-        for script in SCRIPTS:
-            chosen = select(rows, part=part, script=script, variant="stacked")
-            lines.append([f"{part}, `{script}.py`", *(f"{line['ratio']} ({line['ms']} ms)" for line in chosen)])
+    loops = {"selection": {"singly": "a task at a time", "loop": "in a loop over policies"}, "update": {"loop": "loop"}}
+    for part, script in itertools.product(loops, SCRIPTS):
+        stacked = select(rows, part=part, script=script, variant="stacked")
+        for variant, name in loops[part].items():
+            looped = select(rows, part=part, script=script, variant=variant)
+            cells = [f"{line['ratio']} ({ours['ms']} ms)" for line, ours in zip(looped, stacked, strict=True)]
+            lines.append([f"{part}, `{script}.py`, {name}", *cells])
     text += markdown(["", *map(str, TASKS)], lines)
-    text += "\nRate of an update of `qmp_sac.py`, as a part of the rate of a large matrix product:\n\n"
+    text += "\nAn update of `qmp_sac.py`, and in brackets its part of the rate of a large matrix product:\n\n"
     lines = []
-    for line in select(rows, part="arithmetic", variant="update"):
-        alone, bound, compiled = (
-            select(rows, part="arithmetic", variant=variant, N=line["N"], B=line["B"])[0]
-            for variant in ("alone", "at the GEMM rate", "compiled")
-        )
-        lines.append(
-            [line["N"], line["B"], f"{bound['ms']} ms", f"{alone['ms']} ms", f"{line['ms']} ms", line["ratio"]]
-        )
-    text += markdown(
-        ["N", "B", "at that rate", "the same products alone", "update", "part of the rate", "update with `--compile`"],
-        lines,
+    for ideal in select(rows, part="arithmetic", variant="ideal"):
+        where = {"part": "arithmetic", "N": ideal["N"], "B": ideal["B"]}
+        found = [select(rows, **where, variant=name)[0] for name in ("products", "update", "compiled")]
+        cells = [f"{line['ms']} ms ({line['ratio']})" for line in found]
+        lines.append([ideal["N"], ideal["B"], f"{ideal['ms']} ms", *cells])
+    head = ["N", "B", "its arithmetic at that rate", "its products alone", "update", "with `--compile`"]
+    text += markdown(head, lines)
+    text += (
+        "\nA turn of training with QMP, choosing in every step: a step of every task and its share of the updates, "
+        "without logging and evaluation. Last, what the switch adds to the turn without it:\n\n"
     )
-    text += "\nA turn of training (a step of every task, and the updates that belong to it), with QMP:\n\n"
     lines = []
     for line in select(rows, part="turn", variant="period 1"):
-        where = {"env": line["env"], "variant": "period 1"}
-        parts = [select(rows, part=part, **where)[0]["ms"] for part in Turn.PARTS]
+        parts = [select(rows, part=part, env=line["env"], variant="period 1")[0]["ms"] for part in Turn.PARTS]
         often = select(rows, part="turn", env=line["env"], variant="period 10")[0]["ratio"]
-        lines.append([line["env"], f"{line['ms']} ms", *(f"{ms} ms" for ms in parts), line["ratio"], often])
-    head = ["", "turn", *Turn.PARTS, "with / without QMP, choosing in every step", "in every tenth"]
-    text += markdown(head, lines)
+        costs = [f"{float(ratio) - 1:.1%}" for ratio in (line["ratio"], often)]
+        lines.append([line["env"], f"{line['ms']} ms", *(f"{ms} ms" for ms in parts), *costs])
+    text += markdown(["", "turn", *Turn.PARTS, "switch in every step", "in every tenth"], lines)
     (line,) = select(rows, part="1,000 steps")
-    share = 1 / float(line["ratio"])
-    return (
-        f"{text}\n1,000 steps of MultistageReacher with QMP and 200 updates of its five tasks take "
-        f"{float(line['ms']) / 1e3:.2f} s, {share:.2f} times as long as their arithmetic alone would take at the "
-        "rate of a large matrix product.\n"
+    taken = f"{float(line['ms']) / 1e3:.2f} s"
+    text += (
+        f"\n1,000 steps of MultistageReacher with QMP and 200 updates of its five tasks take {taken}, "
+        f"{line['ratio']} times as long as their arithmetic alone would at the rate of a large matrix product.\n"
     )
+    for line in select(rows, part="q_switch", variant="bfloat16"):
+        (other,) = select(rows, part="other choice", N=line["N"])
+        text += (
+            f"\nThe switch with matrix products in bfloat16, N = {line['N']}, untrained networks: {line['ratio']} times"
+            f" the time, another choice in {float(other['ratio']):.1%} of the states.\n"
+        )
+    return text
 
 
 def main(args: Args) -> None:
-    """Measure everything, write the CSV file, the plot and the tables."""
+    """Measure everything, write the CSV file, the plot and, where the project keeps its results, the tables."""
     torch.set_num_threads(1)
+    args.output.mkdir(parents=True, exist_ok=True)
+    where = {"machine": machine()}
     rows = [
         *against_arithmetic(args.seconds),
         *thousand_steps(args.seconds),
@@ -519,7 +585,7 @@ def main(args: Args) -> None:
         *in_bfloat16(args.seconds),
         *against_loops(args.seconds),
     ]
-    write(args.output / "speed.csv", [line | {"machine": machine()} for line in rows])
+    write(args.output / "speed.csv", [line | where for line in rows])
     rows = read(args.output / "speed.csv")
     draw(rows, args.output / "speed.png")
     if args.output == RESULTS:

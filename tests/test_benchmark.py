@@ -1,18 +1,25 @@
 """The matrix of runs, and the tables and figures made of it."""
 
-import csv
+import dataclasses
 import importlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import plot
 import pytest
 import run
+import speed
+import torch
+
+import qmp_sac
 
 ROOT = Path(__file__).parent.parent
 TINY = "--total-timesteps 400 --learning-starts 100 --eval-episodes 1 --eval-frequency 200 --hidden-sizes 8"
@@ -62,52 +69,92 @@ sys.exit(run.main(args))
 """
 
 
-def drive(folder, *methods):
-    """Run the matrix in a process of its own; returns its exit code, output and errors."""
-    command = [sys.executable, "-c", DRIVER, str(folder), TINY, ",".join(methods)]
+def drive(folder, flags, *methods):
+    """Start the matrix in a process of its own."""
+    command = [sys.executable, "-c", DRIVER, str(folder), flags, ",".join(methods)]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "benchmark")}
-    process = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    return process.returncode, process.stdout, process.stderr
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_runs_are_finished_resumed_and_failures_listed(tmp_path):
     folder = tmp_path / "laptop" / "PointReach-v0__qmp_sac__qmp__1"
-    # A run that was stopped before its end: its first checkpoint, at step 0, is there.
-    import qmp_sac
-
     qmp_sac.main([*TINY.split(), "--seed", "1", "--run-dir", str(tmp_path / "whole")])
+    # Broken off before its end: its first checkpoint, at step 0, is there.
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(qmp_sac.ReplayBuffer, "add", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         qmp_sac.main([*TINY.split(), "--seed", "1", "--run-dir", str(folder)])
-    code, output, errors = drive(tmp_path, "qmp", "refused")
-    assert code == 1
-    assert "2 runs, 0 finished before" in output
-    assert "failed 3 times" in errors and "--gamma must be from 0 to 1" in errors
+    process = drive(tmp_path, TINY, "qmp", "refused")
+    output, errors = process.communicate()
+    assert process.returncode == 1
+    assert "2 runs, 0 of them finished before" in output
+    assert "refused__1: exit code 2: qmp_sac.py: error: --gamma must be from 0 to 1" in errors
     assert (folder / "evaluations.csv").read_bytes() == (tmp_path / "whole" / "evaluations.csv").read_bytes()
     assert (folder / "finished").exists()
-    assert "--run-dir" not in (folder.parent / f"{folder.name}.log").read_text()  # it was not refused as already there
+    log = (folder.parent / f"{folder.name}.log").read_text()
+    assert log.startswith(f"$ python qmp_sac.py --env-id PointReach-v0 --seed 1 {TINY}\n")
+    assert "already exists" not in log  # it went on from the checkpoint
     before = (folder / "args.json").stat().st_mtime_ns
-    code, output, _ = drive(tmp_path, "qmp")
-    assert code == 0
-    assert "1 runs, 1 finished before" in output
+    process = drive(tmp_path, TINY, "qmp")
+    assert "1 runs, 1 of them finished before" in process.communicate()[0]
+    assert process.returncode == 0
     assert (folder / "args.json").stat().st_mtime_ns == before
 
 
-def test_a_stopped_run_leaves_a_checkpoint(tmp_path):
-    stop = tmp_path / "stop"
-    stop.touch()
+def test_stopped_by_a_signal_and_started_again(tmp_path):
+    folder = tmp_path / "laptop" / "PointReach-v0__qmp_sac__qmp__1"
+    flags = TINY.replace("--total-timesteps 400", "--total-timesteps 4000000 --checkpoint-frequency 1e9")
+    process = drive(tmp_path, flags, "qmp")
+    while not (folder / "evaluations.csv").exists() or len((folder / "evaluations.csv").read_text().splitlines()) < 2:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    stopped = torch.load(folder / "checkpoint.pt")["global_step"]
+    assert stopped > 0 and not (folder / "finished").exists()
+    assert not list(tmp_path.glob("stop*"))
+    assert float((folder / "hours").read_text()) >= 0
+
+
+def test_a_folder_is_trained_in_by_one_at_a_time(tmp_path):
+    """A training whose worker has died goes on; who starts it again waits for it and finds it finished."""
     args = run.Args(scripts=["qmp_sac"], methods=["qmp"], seeds=[1], runs=tmp_path)
     (planned,) = run.matrix(args)
-    assert run.execute(planned, stop) == "stopped"
-    assert not planned.finished()
+    planned = dataclasses.replace(planned, command=planned.command[:6] + TINY.split(), total=400)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda _: run.execute(planned, tmp_path / "stop"), range(2))) == [None, None]
+    log = Path(f"{planned.folder}.log").read_text()
+    assert log.count("results in") == 1 and "the run is finished" in log
 
 
-def fake(folder, curve, method, seed, env_id="PointReach-v0"):
+@pytest.mark.parametrize(
+    "flags, words",
+    [("--seeds -1", "--seeds"), ("--jobs 0", "--jobs"), ("--jobs 2 --address auto", "a cluster counts its own")],
+)
+def test_bad_input(tmp_path, flags, words):
+    process = subprocess.run(
+        [sys.executable, ROOT / "benchmark" / "run.py", "--runs", tmp_path, *flags.split()],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 2 and process.stderr.count("\n") == 1 and words in process.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_smoke_is_a_suite_of_four(tmp_path, capsys):
+    assert run.main(run.Args(suite="smoke", runs=tmp_path, dry_run=True)) == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert len(commands) == 4 and sum("--no-qmp" in command for command in commands) == 2
+
+
+def fake(folder, curve, method, seed, env_id="PointReach-v0", budget="laptop", evaluations=10):
     """A run folder as run.py leaves it: mean success curve(t) in ten evaluations of two tasks."""
-    run_dir = folder / "laptop" / f"{env_id}__qmp_sac__{method}__{seed}"
+    run_dir = folder / budget / f"{env_id}__qmp_sac__{method}__{seed}"
     run_dir.mkdir(parents=True)
     rows = []
-    for t in range(1, 11):
+    for t in range(1, evaluations + 1):
         for task, sign in (("easy", 1), ("reach-middle-sparse", -1)):
             row = {"global_step": 100 * t, "task": task, "success_rate": curve(t) + sign * 0.25 * (t < 10)}
             rows.append(row | {"episodic_return": -t, "episodic_length": 50})
@@ -116,8 +163,13 @@ def fake(folder, curve, method, seed, env_id="PointReach-v0"):
     names = ("global_step", "task", "policy", "probability")
     plot.write(run_dir / "mixture.csv", [dict(zip(names, share, strict=True)) for share in shares])
     versions = dict.fromkeys(("python", "torch", "gymnasium", "mujoco", "metaworld"), "1.0")
-    (run_dir / "args.json").write_text(json.dumps({"versions": versions, "git_commit": "abc"}))
-    (run_dir / "hours").write_text("0.5\n0.25\n")
+    record = {"versions": versions, "git_commit": "abc", "tasks": ["easy", "reach-middle-sparse"]}
+    (run_dir / "args.json").write_text(json.dumps(record))
+    Path(f"{run_dir}.log").write_text(f"$ python qmp_sac.py --{method}\nmore\n")
+    if evaluations == 10:
+        (run_dir / "hours").write_text("0.5\n0.25\n")
+        (run_dir / "finished").touch()
+    return run_dir
 
 
 @pytest.fixture
@@ -125,39 +177,72 @@ def results(tmp_path, monkeypatch):
     """An empty folder of results, and a README with markers."""
     monkeypatch.setattr(plot, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(plot, "ROOT", tmp_path)
-    plot.RESULTS.mkdir()
     (tmp_path / "README.md").write_text("before\n<!-- results -->\n<!-- end of results -->\nafter\n")
-    return tmp_path
+    return tmp_path / "results"
 
 
-def test_collect_draw_and_table(results, capsys):
-    runs = results / "runs"
+def draw(runs, output):
+    plot.main(["--results", "--runs", str(runs), "--output", str(output)])
+    return (output.parent / "README.md").read_text()
+
+
+def test_collect_draw_and_table(results, tmp_path):
+    runs = tmp_path / "runs"
     for seed, last in ((1, 0.5), (2, 1.0), (3, 0.5)):
         fake(runs, lambda t, last=last: last, "qmp", seed)
         fake(runs, lambda t: 0.5, "base", seed)
-    plot.main(["--results", "--runs", str(runs)])
-    rows = plot.read(plot.RESULTS / "PointReach-v0.csv")
+    text = draw(runs, results)
+    rows = plot.read(results / "PointReach-v0.csv")
     assert len(rows) == 6 * 20
     assert [row["method"] for row in rows[::60]] == ["base", "qmp"]
-    (record,) = plot.select(plot.read(plot.RESULTS / "runs.csv"), method="base", seed="2")
-    assert record["hours"] == "0.75" and record["steps"] == "1000" and "--no-qmp" in record["command"]
-    text = (results / "README.md").read_text()
+    (record,) = plot.select(plot.read(results / "runs.csv"), method="base", seed="2")
+    assert record["hours"] == "0.75" and record["steps"] == "1000" and record["command"] == "python qmp_sac.py --base"
     assert text.startswith("before\n<!--") and text.endswith("<!-- end of results -->\nafter\n")
     (line,) = [line for line in text.splitlines() if line.startswith("| `qmp_sac.py`, No-Sharing")]
-    assert "| 0.50 [0.50, 0.50] | 0.67 [0.50, 0.83] |" in line
+    assert "| 0.50 [0.50, 0.50] | 0.67 [0.50, 1.00] |" in line
     assert line.endswith("| 0 of 3 | 1 of 3 |")
     for name in ("PointReach-v0.png", "PointReach-v0_mixture.png"):
-        assert (plot.RESULTS / name).stat().st_size > 10_000
+        assert (results / name).stat().st_size > 10_000
 
     # Another sitting, whose folder holds one of these runs again and one more: the CSV keeps what is not replaced.
-    more = results / "more"
+    more = tmp_path / "more"
     fake(more, lambda t: 1.0, "qmp", 1)
     fake(more, lambda t: 1.0, "qmp-period-1", 1)
-    plot.main(["--results", "--runs", str(more)])
-    text = (results / "README.md").read_text()
+    text = draw(more, results)
     assert "| 0.50 [0.50, 0.50] | 0.83 [0.50, 1.00] |" in text
-    assert "| `--switch-period 1` | 1 | 1.00 (1 seed) | 1 of 1 |" in text
+    assert "| `--switch-period 1` | 1,000 | 1 | 1.00 (1 seed) | 1 of 1 |" in text
     assert text.count("<!-- end of results -->") == 1
+
+
+def test_budgets_are_not_mixed(results, tmp_path):
+    for budget, value in (("laptop", 0.5), ("paper", 1.0)):
+        for method in ("base", "qmp"):
+            fake(tmp_path / "runs", lambda t, value=value: value, method, 1, budget=budget)
+    text = draw(tmp_path / "runs", results)
+    assert text.count("0.50 (1 seed) | 0.50 (1 seed)") == text.count("1.00 (1 seed) | 1.00 (1 seed)") == 1
+    assert len(plot.read(results / "runs.csv")) == 4
+    assert {path.name for path in results.glob("*.png")} == {
+        f"PointReach-v0{name}.png" for name in ("", "_mixture", "_paper", "_paper_mixture")
+    }
+
+
+def test_a_run_that_is_under_way(results, tmp_path):
+    """Its half-written evaluation does not count, and the table says how far it is."""
+    fake(tmp_path / "runs", lambda t: 0.5, "base", 1)
+    run_dir = fake(tmp_path / "runs", lambda t: 0.5, "qmp", 1, evaluations=3)
+    with open(run_dir / "evaluations.csv", "a") as file:
+        file.write("400,easy,1.0,-1,50\n400,reach-mid")
+    text = draw(tmp_path / "runs", results)
+    assert "| 300 | 1 | 0.50 (1 seed) | 0.50 (1 seed) |" in text
+    (record,) = plot.select(plot.read(results / "runs.csv"), method="qmp")
+    assert (record["steps"], record["finished"], record["hours"]) == ("300", "False", "0.00")
+    plot.main([str(run_dir)])
+
+
+def test_no_runs(results, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        draw(tmp_path / "nowhere", results)
+    assert stop.value.code == 2 and "nowhere" in capsys.readouterr().err
 
 
 def test_curves_end_where_the_shortest_run_does():
@@ -187,11 +272,12 @@ def test_interval_is_that_of_many_resamples():
     assert [x.tolist() for x in plot.interval(values[:1])] == [values[0].tolist()] * 2
 
 
-def test_readme_shows_the_committed_results():
-    start, end = "<!-- results -->\n", "<!-- end of results -->"
-    shown = (ROOT / "README.md").read_text().partition(start)[2].partition(end)[0]
-    assert shown.strip() == plot.tables().strip()
-    for env_id in plot.results():
-        with open(plot.RESULTS / f"{env_id}.csv", newline="") as file:
-            reader = csv.DictReader(file)
-            assert reader.fieldnames[:7] == "env script method seed global_step task success_rate".split()
+def test_readmes_show_the_committed_results():
+    shown = (ROOT / "README.md").read_text().partition("<!-- results -->\n")[2].partition("<!-- end of results -->")[0]
+    assert shown.strip() == plot.tables(plot.RESULTS).strip()
+    shown = (ROOT / "benchmark" / "README.md").read_text().partition("<!-- speed -->\n")[2]
+    rows = plot.read(plot.RESULTS / "speed.csv")
+    assert shown.partition("<!-- end of speed -->")[0].strip() == speed.tables(rows).strip()
+    for _, env_id, rows in plot.results(plot.RESULTS, ".csv"):
+        names = "env budget script method seed global_step task success_rate episodic_return".split()
+        assert list(rows[0])[: len(names)] == names, env_id
