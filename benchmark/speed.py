@@ -496,8 +496,8 @@ def draw(rows: list[dict], path: Path) -> None:
     """Stacked against looped over the number of tasks, and the parts of a turn."""
     figure, axes = plt.subplots(1, 3, figsize=(16, 4.2), layout="constrained")
     titles = {
-        "selection": "one selection (dashed: a loop over policies, dotted: and over tasks)",
-        "update": "one update at B = 32 (dashed: a loop over tasks)",
+        "selection": "one selection (dashed, dotted: loops)",
+        "update": "one update, B = 32 (dashed: loop)",
     }
     for panel, part in zip(axes, titles, strict=False):
         for script in SCRIPTS:
