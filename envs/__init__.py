@@ -168,7 +168,7 @@ def _make_custom(env_id: str, seed: int, vectorization: str, render_mode: str | 
     try:
         envs.reset(seed=seed)
         infos = envs.step(np.zeros((envs.num_envs, *actions.shape), np.float32))[-1]
-        if render_mode:
+        if envs.render_mode is not None:
             envs.render()
     except Exception as error:
         raise ValueError(f"the first step of '{env_id}' fails: {type(error).__name__}: {error}") from error

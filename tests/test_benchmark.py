@@ -249,6 +249,7 @@ def test_curves_end_where_the_shortest_run_does():
     rows = [
         {
             "env": "Maze-v0",
+            "budget": "paper",
             "script": "qmp_sac",
             "method": "qmp",
             "seed": str(seed),

@@ -83,7 +83,7 @@ def make_undrawable(seed, vectorization, render_mode):
         raise RuntimeError("no screen")
 
     vec = make_drift(seed, vectorization, render_mode)
-    vec.render = draw
+    vec.render, vec.render_mode = draw, render_mode
     return vec
 
 

@@ -170,7 +170,7 @@ def test_eval_only(tmp_path, capsys, finished):
     before = snapshot(run_dir)
     assert main(run_dir, "--eval-only") == 0
     out = capsys.readouterr().out
-    assert "own policy:" in out and "mixture:" in out and "final_evaluation.csv" in out
+    assert "own policies, without noise:" in out and "mixtures, sampled" in out and "final_evaluation.csv" in out
     after = snapshot(run_dir)
     assert after.keys() - before.keys() == {"final_evaluation.csv"}
     assert all(after[name] == content for name, content in before.items())
