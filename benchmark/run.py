@@ -24,7 +24,7 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, TextIO
 
 import tyro
 from tqdm import tqdm
@@ -189,7 +189,10 @@ def execute(run: Run, stop: Path) -> str | None:
         if stop.exists():
             return "stopped"
         with open(f"{run.folder}.log", "a") as log, open(f"{run.folder}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            while not try_lock(lock):
+                if stop.exists():
+                    return "stopped"
+                time.sleep(1)
             words = [sys.executable, *run.command[1:], "--run-dir", run.folder, "--num-threads", "1"]
             if (folder / "checkpoint.pt").exists():
                 words = [sys.executable, run.command[1], "--run-dir", run.folder, "--resume"]
@@ -216,6 +219,15 @@ def execute(run: Run, stop: Path) -> str | None:
         if code == 2:  # a mistake in the command, which stays one
             break
     return error
+
+
+def try_lock(file: TextIO) -> bool:
+    """Lock a file, unless somebody else has; whether it worked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def success(run: Run) -> float:

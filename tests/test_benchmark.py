@@ -129,6 +129,18 @@ def test_a_folder_is_trained_in_by_one_at_a_time(tmp_path):
     assert log.count("results in") == 1 and "the run is finished" in log
 
 
+def test_who_waits_for_a_folder_can_be_stopped(tmp_path):
+    args = run.Args(scripts=["qmp_sac"], methods=["qmp"], seeds=[1], runs=tmp_path)
+    (planned,) = run.matrix(args)
+    Path(planned.folder).parent.mkdir(parents=True)
+    with open(f"{planned.folder}.lock", "w") as lock, ThreadPoolExecutor(1) as pool:
+        assert run.try_lock(lock)
+        waiting = pool.submit(run.execute, planned, tmp_path / "stop")
+        (tmp_path / "stop").touch()
+        assert waiting.result() == "stopped"
+    assert not Path(planned.folder).exists()
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [("--seeds -1", "--seeds"), ("--jobs 0", "--jobs"), ("--jobs 2 --address auto", "a cluster counts its own")],
