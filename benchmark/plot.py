@@ -21,6 +21,7 @@ from scipy.stats import bootstrap
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import EngFormatter  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark" / "results"
@@ -222,6 +223,7 @@ def plot_curves(env_id: str, rows: list[dict[str, str]], path: Path) -> Path:
             axes.fill_between(steps, *interval(values), color=line.get_color(), alpha=0.2, linewidth=0)
         axes.set(title=f"{BASES[script]} ({script}.py)", xlabel="environment steps, summed over tasks")
         axes.set_ylim(-0.05, 1.05)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.legend(fontsize="small", loc="lower right")
     panels[0, 0].set_ylabel(metric.replace("_", " "))
     figure.suptitle(env_id)
