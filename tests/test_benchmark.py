@@ -102,7 +102,7 @@ def test_runs_are_finished_resumed_and_failures_listed(tmp_path):
     assert (folder / "args.json").stat().st_mtime_ns == before
 
 
-def test_stopped_by_a_signal_and_started_again(tmp_path):
+def test_stopped_by_a_signal_leaves_a_checkpoint(tmp_path):
     folder = tmp_path / "laptop" / "PointReach-v0__qmp_sac__qmp__1"
     flags = TINY.replace("--total-timesteps 400", "--total-timesteps 4000000 --checkpoint-frequency 1e9")
     process = drive(tmp_path, flags, "qmp")
