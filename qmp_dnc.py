@@ -267,8 +267,8 @@ def q_switch(actor, qf, alpha, obs, noise, gumbel, args: Args) -> tuple[Tensor, 
 def select_actions(actor, qf, log_alpha, obs, policies, due, args: Args, generator) -> tuple[Tensor, Tensor]:
     """Actions [N, A] for obs [N, O], and the policies [N] that gave them.
 
-    `policies` [N] acted last; tasks that are `due` [N] choose anew. The switch draws from its own `generator`, so that
-    the base method's random numbers do not depend on it.
+    `policies` [N] acted last; tasks that are `due` [N] choose anew. The switch draws from its own `generator`; turns
+    without it draw from PyTorch's, as the base method does.
     """
     N = len(obs)
     own = torch.arange(N)
@@ -281,11 +281,12 @@ def select_actions(actor, qf, log_alpha, obs, policies, due, args: Args, generat
         chosen, actions, _ = q_switch(actor, qf, log_alpha.exp(), obs, noise, gumbel, args)
         policies = torch.where(switching, chosen.cpu(), policies)
         return actions[own, policies], policies
-    if torch.equal(policies, own):
-        mean, log_std = (x.squeeze(1) for x in actor(obs.unsqueeze(1)))  # [N, A]
-        return squash(mean, log_std, torch.randn_like(mean))[0], policies
-    mean, log_std = (x[policies, own] for x in actor.candidates(obs))  # [N, A]
-    return squash(mean, log_std, torch.randn(mean.shape, generator=generator).to(obs.device))[0], policies
+    # Nothing to rate: every policy meets the states of those tasks only for which it acts, in as many places as needed.
+    places = F.one_hot(policies, N).cumsum(0)[own, policies] - 1  # [N]
+    states = obs.new_zeros(N, int(places.max()) + 1, obs.shape[1])
+    states[policies, places] = obs
+    mean, log_std = (x[policies, places] for x in actor(states))  # [N, A]
+    return squash(mean, log_std, torch.randn_like(mean))[0], policies
 
 
 # Transitions of every task: obs, next_obs [N, B, O], actions [N, B, A], rewards, terminations [N, B].

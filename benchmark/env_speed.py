@@ -1,8 +1,9 @@
-"""Steps per second of one sub-environment of every kind, and of the package's environment that it builds on.
+"""Steps per second of every environment: one task, the package's it builds on, all tasks in one and in many processes.
 
     python benchmark/env_speed.py    # prints a table; writes benchmark/results/env_speed.csv
 
-Both take turns, a block of random steps each, in one process on one core; the median of the blocks counts.
+What is compared takes turns, a block of random steps each; the median of the blocks counts. A single task and the
+package's environment run in one process on one core; all tasks with --vectorization async on as many as there are.
 """
 
 import csv
@@ -54,41 +55,52 @@ PACKAGES: dict[str, tuple[int, str, Callable[[], gym.Env]]] = {  # our task, the
 }
 
 
-def block(env: gym.Env, steps: int) -> float:
-    """Take `steps` random steps, with resets where they are due. Returns steps per second."""
-    actions = [env.action_space.sample() for _ in range(steps)]
+def block(env: gym.Env | gym.vector.VectorEnv, steps: int) -> float:
+    """Take `steps` random steps, with resets where they are due. Returns steps per second, of all tasks together."""
+    actions, N = [env.action_space.sample() for _ in range(steps)], getattr(env, "num_envs", 1)
     begin = time.perf_counter()
     for action in actions:
         *_, terminated, truncated, _ = env.step(action)
-        if terminated or truncated:
+        if N == 1 and (terminated or truncated):
             env.reset()
-    return steps / (time.perf_counter() - begin)
+    return N * steps / (time.perf_counter() - begin)
+
+
+def compare(args: Args, compared: list) -> tuple[list[float], float | None]:
+    """Median steps per second of one or two environments, which are closed, and of the ratios of first to second."""
+    for env in compared:
+        env.reset(seed=0)
+        env.action_space.seed(0)
+    N = getattr(compared[0], "num_envs", 1)
+    steps = max(int(block(compared[0], 100) / N * args.seconds), 10)
+    speeds = [[block(env, steps) for env in compared] for _ in range(args.blocks)]
+    for env in compared:
+        env.close()
+    ratio = statistics.median(row[0] / row[1] for row in speeds) if len(compared) > 1 else None
+    return [statistics.median(column) for column in zip(*speeds, strict=True)], ratio
 
 
 def main(args: Args) -> None:
     """Measure all, print, write."""
     rows = []
-    for env_id in envs.TASKS:
+    for env_id, tasks in envs.TASKS.items():
         task, package, make_package = PACKAGES.get(env_id, (0, "", None))
-        both = [gym.make(f"qmp/{env_id}", task=task, disable_env_checker=True)]
-        both += [gym.wrappers.TimeLimit(make_package(), 500) if make_package else None] * bool(make_package)
-        for env in both:
-            env.reset(seed=0)
-            env.action_space.seed(0)
-        steps = max(int(block(both[0], 100) * args.seconds), 10)
-        speeds = [[block(env, steps) for env in both] for _ in range(args.blocks)]
-        ours, *theirs = (statistics.median(column) for column in zip(*speeds, strict=True))
-        ratio = statistics.median(row[0] / row[1] for row in speeds) if theirs else None
-        rows.append([env_id, envs.TASKS[env_id][task], round(ours), package, *map(round, theirs)])
-        rows[-1] += [""] * (5 - len(rows[-1])) + ([f"{ratio:.2f}"] if ratio else [""])
+        single = [gym.make(f"qmp/{env_id}", task=task, disable_env_checker=True)]
+        single += [gym.wrappers.TimeLimit(make_package(), 500)] if make_package else []
+        (ours, *theirs), ratio = compare(args, single)
+        everything = [envs.make_vec(env_id, 0, vectorization) for vectorization in ("sync", "async")]
+        (sync, parallel), _ = compare(args, everything)
+        rows.append([env_id, tasks[task], round(ours), package, round(theirs[0]) if theirs else ""])
+        rows[-1] += [f"{ratio:.2f}" if ratio else "", round(sync), round(parallel)]
         print(
-            f"{env_id:22}{ours:9,.0f} steps/s"
+            f"{env_id:22}{ours:9,.0f} steps/s; all tasks {sync:9,.0f}, async {parallel:9,.0f}"
             + (f"   {theirs[0]:9,.0f} {package}, ratio {ratio:.2f}" if theirs else "")
         )
     path = ROOT / "benchmark" / "results" / "env_speed.csv"
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["env_id", "task", "steps_per_second", "package", "package_steps_per_second", "ratio"])
+        names = "env_id task steps_per_second package package_steps_per_second ratio all_tasks all_tasks_async"
+        writer.writerow(names.split())
         writer.writerows(rows)
 
 

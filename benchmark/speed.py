@@ -4,12 +4,14 @@
     python benchmark/speed.py --seconds 0.2 --output runs/speed    # a quick look
 
 1. Selecting one action of every task, and one update of all tasks: our stacked networks beside plain loops over
-   `torch.nn` modules with their own (fused) Adams, which choose and learn the same.
+   `torch.nn` modules with their own Adams (PyTorch's default ones, and fused as ours are), which choose and learn the
+   same.
 2. The update's arithmetic (counted by PyTorch) at the rate of a large matrix product, beside the update and beside its
    matrix products with nothing around them.
 3. A whole turn of training, its parts timed, with QMP and without, in every environment, with the hyper-parameters of
    the paper's experiments (but a replay of 20,000 random transitions). What the switch costs is the difference between
-   the median times of selection, divided by the median turn without it.
+   the median times of selection, divided by the median turn without it. With a period of ten it is measured with all
+   tasks choosing in the same turn, as they do while their episodes are equally long, and each in a turn of its own.
 
 Times are medians; what stands beside them are quartiles. Ratios are medians of ratios of neighbouring measurements.
 """
@@ -91,17 +93,17 @@ class Nets:
 class Loop:
     """N agents as plain modules, one after the other: the same method, as one would write it without a stack."""
 
-    def __init__(self, script: str, N: int, args):
+    def __init__(self, script: str, N: int, args, fused: bool = True):
         self.script, self.args, self.squash = script, args, importlib.import_module(script).squash
         shared, hidden = script == "qmp_mtsac", args.hidden_sizes
         self.actor = Nets(N, (O, *hidden, 2 * A), shared)
         self.qf1, self.qf2 = (Nets(N, (O + A, *hidden, 1), shared) for _ in range(2))
         self.qf1_target, self.qf2_target = copy.deepcopy(self.qf1), copy.deepcopy(self.qf2)
         self.log_alphas = [torch.full((), math.log(args.alpha), requires_grad=True) for _ in range(N)]
-        self.actor_optimizers = [Adam(group, lr=args.policy_lr, fused=True) for group in self.actor.groups()]
+        self.actor_optimizers = [Adam(group, lr=args.policy_lr, fused=fused) for group in self.actor.groups()]
         groups = [a + b for a, b in zip(self.qf1.groups(), self.qf2.groups(), strict=True)]
-        self.q_optimizers = [Adam(group, lr=args.q_lr, fused=True) for group in groups]
-        self.a_optimizers = [Adam([log_alpha], lr=args.q_lr, fused=True) for log_alpha in self.log_alphas]
+        self.q_optimizers = [Adam(group, lr=args.q_lr, fused=fused) for group in groups]
+        self.a_optimizers = [Adam([log_alpha], lr=args.q_lr, fused=fused) for log_alpha in self.log_alphas]
 
     def act(self, obs: list[Tensor], noise: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Every task's sampled actions and their log-probabilities."""
@@ -260,15 +262,19 @@ def filled_replay(module, N: int, capacity: int, O: int, A: int):
 
 
 def updaters(script: str, N: int, B: int, wrap: Callable = lambda f: f) -> dict[str, Callable]:
-    """Functions that make one update from replay: stacked, and in a loop over tasks."""
+    """Functions that make one update from replay: stacked, in a loop over tasks, and the same with default Adams."""
     module, args, agent, rb = example(script, N, B)
     update = wrap(module.update)
-    loop, min_rewards = Loop(script, N, args), torch.zeros(N)
+    loop, plain, min_rewards = Loop(script, N, args), Loop(script, N, args, fused=False), torch.zeros(N)
 
     def batches() -> tuple:
         return (rb.sample(B), rb.sample_others(B, min_rewards)) if script == "qmp_uds" else (rb.sample(B),)
 
-    return {"stacked": lambda: update(agent, *batches(), args), "loop": lambda: loop.update(*batches())}
+    return {
+        "stacked": lambda: update(agent, *batches(), args),
+        "loop": lambda: loop.update(*batches()),
+        "plain": lambda: plain.update(*batches()),
+    }
 
 
 def selectors(script: str, N: int) -> dict[str, Callable]:
@@ -401,6 +407,7 @@ class Turn:
     """Whole turns of training in an environment, with every part timed."""
 
     PARTS = ("environment", "selection", "replay", "update")
+    COLUMNS = {"period 1": "switch in every step", "period 10": "in every tenth", "apart": "in every tenth, apart"}
 
     def __init__(self, env_id: str):
         module = self.module = importlib.import_module("qmp_sac")
@@ -410,7 +417,8 @@ class Turn:
         torch.manual_seed(1)
         self.agent = module.make_agent(N, O, A, args, CPU)
         self.rb, self.args = filled_replay(module, N, 20_000, O, A), args
-        variants = {f"period {period}": replace(args, switch_period=period) for period in (1, 10)}
+        periods = {"period 1": 1, "period 10": 10, "apart": 10}
+        variants = {name: replace(args, switch_period=period) for name, period in periods.items()}
         variants["without"] = replace(args, qmp=False)
         generator = torch.Generator().manual_seed(1)
         self.mixtures = {name: module.Mixture(self.agent, variant, generator) for name, variant in variants.items()}
@@ -429,10 +437,10 @@ class Turn:
 
     def run(self, name: str, turns: int) -> np.ndarray:
         """Time in ms that each part takes in a turn [parts], mean over some turns."""
-        spent = np.zeros(len(self.PARTS))
+        spent, ahead = np.zeros(len(self.PARTS)), np.arange(len(self.lengths)) if name == "apart" else 0
         for _ in range(turns):
             start = time.perf_counter()
-            actions = self.mixtures[name](self.obs, self.lengths)
+            actions = self.mixtures[name](self.obs, self.lengths + ahead)
             selected = time.perf_counter()
             stepped = self.step(actions)
             stored = time.perf_counter()
@@ -530,7 +538,10 @@ def tables(rows: list[dict]) -> str:
     text = f"One core of: {rows[0]['machine']}. Medians.\n\n"
     text += "Time of a loop / time stacked (time stacked), by number of tasks:\n\n"
     lines = []
-    loops = {"selection": {"singly": "a task at a time", "loop": "in a loop over policies"}, "update": {"loop": "loop"}}
+    loops = {
+        "selection": {"singly": "a task at a time", "loop": "in a loop over policies"},
+        "update": {"plain": "loop with default Adams", "loop": "loop with fused Adams"},
+    }
     for part, script in itertools.product(loops, SCRIPTS):
         stacked = select(rows, part=part, script=script, variant="stacked")
         for variant, name in loops[part].items():
@@ -554,10 +565,10 @@ def tables(rows: list[dict]) -> str:
     lines = []
     for line in select(rows, part="turn", variant="period 1"):
         parts = [select(rows, part=part, env=line["env"], variant="period 1")[0]["ms"] for part in Turn.PARTS]
-        often = select(rows, part="turn", env=line["env"], variant="period 10")[0]["ratio"]
-        costs = [f"{float(ratio) - 1:.1%}" for ratio in (line["ratio"], often)]
+        turns = [select(rows, part="turn", env=line["env"], variant=name)[0] for name in Turn.COLUMNS]
+        costs = [f"{float(turn['ratio']) - 1:.1%}" for turn in turns]
         lines.append([line["env"], f"{line['ms']} ms", *(f"{ms} ms" for ms in parts), *costs])
-    text += markdown(["", "turn", *Turn.PARTS, "switch in every step", "in every tenth"], lines)
+    text += markdown(["", "turn", *Turn.PARTS, *Turn.COLUMNS.values()], lines)
     (line,) = select(rows, part="1,000 steps")
     taken = f"{float(line['ms']) / 1e3:.2f} s"
     text += (

@@ -92,7 +92,7 @@ def test_measures_and_draws(tmp_path, monkeypatch):
     assert (tmp_path / "speed.png").stat().st_size > 10_000
     for script in speed.SCRIPTS:
         assert len(speed.select(rows, script=script, part="selection")) == 2 * 3
-        assert len(speed.select(rows, script=script, part="update")) == 2 * 2
+        assert len(speed.select(rows, script=script, part="update")) == 2 * 3
     turn = speed.select(rows, env="PointReach-v0", variant="period 1")
     assert [row["part"] for row in turn] == [*speed.Turn.PARTS, "turn"]
     assert all(float(row["quartile_1"]) <= float(row["ms"]) <= float(row["quartile_3"]) for row in rows if row["ms"])
