@@ -48,8 +48,9 @@ def collect(agent: qmp_sac.Agent, args: qmp_sac.Args) -> list[np.ndarray]:
 def draw_episodes(axes, episodes: list[np.ndarray]) -> None:
     """The square, the goals, and every step in the colour of the policy that took it."""
     colors = np.array(pointreach.COLORS) / 255
-    for i, goal in enumerate(pointreach.GOALS):
-        axes.add_patch(plt.Circle(goal, pointreach.RADII[i], fill=False, color=colors[i], linewidth=3 if i == 3 else 1))
+    for i, name in enumerate(pointreach.TASKS):
+        goal, width = pointreach.GOALS[name], 3 if name == pointreach.SPARSE else 1
+        axes.add_patch(plt.Circle(goal, pointreach.radius(name), fill=False, color=colors[i], linewidth=width))
         axes.text(*goal, i, ha="center", va="center", color=colors[i])
     for episode in episodes:
         for a, b in zip(episode, episode[1:], strict=False):
@@ -71,7 +72,8 @@ def main(output: Path = ROOT / "benchmark" / "results" / "qmp.png") -> None:
         _, mixture = read_mixture(read(run_dir / "mixture.csv"))
     draw_mixture(axes[-1], mixture.mean(0), tasks)
     axes[-1].set_title("Who acted for each task, over the whole run")
-    lines = [plt.Line2D([], [], color=np.array(c) / 255, label=f"policy {i}") for i, c in enumerate(pointreach.COLORS)]
+    colors = np.array(pointreach.COLORS[: len(tasks)]) / 255
+    lines = [plt.Line2D([], [], color=color, label=f"policy {i}") for i, color in enumerate(colors)]
     axes[0].legend(handles=lines, loc="lower right", fontsize="small")
     figure.savefig(output, dpi=90)
     print(output)

@@ -26,9 +26,14 @@ from matplotlib.ticker import EngFormatter  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark" / "results"
 FEW = 12  # tasks that a legend and numbers have room for
-BASES = {"qmp_sac": "No-Sharing", "qmp_mtsac": "Parameter-Sharing", "qmp_dnc": "Divide-and-Conquer"}
-BASES["qmp_uds"] = "Data-Sharing"
-SPARSE = {"PointReach-v0": "reach-middle-sparse", "MultistageReacher-v0": "reach-1-2-0-sparse"}
+BASES = {
+    "qmp_sac": "No-Sharing",
+    "qmp_mtsac": "Parameter-Sharing",
+    "qmp_dnc": "Divide-and-Conquer",
+    "qmp_uds": "Data-Sharing",
+}
+SPARSE = {f"PointReach{size}-v0": "reach-middle-sparse" for size in ("", 2, 8)}
+SPARSE["MultistageReacher-v0"] = "reach-1-2-0-sparse"
 METRIC = {"MultistageReacher-v0": "first_stage"}  # what the paper calls success, where it is not success_rate
 # Final success in the paper's curves, of the base method and with QMP.
 PAPER = {

@@ -53,6 +53,15 @@ SETTINGS = {
         paper="--total-timesteps 40_000 --learning-starts 2_000",
         laptop="--total-timesteps 40_000 --learning-starts 2_000",
     ),
+    # As many steps of each task, whatever their number.
+    "PointReach2-v0": Setting(
+        paper="--total-timesteps 20_000 --learning-starts 1_000",
+        laptop="--total-timesteps 20_000 --learning-starts 1_000",
+    ),
+    "PointReach8-v0": Setting(
+        paper="--total-timesteps 80_000 --learning-starts 4_000",
+        laptop="--total-timesteps 80_000 --learning-starts 4_000",
+    ),
     "MultistageReacher-v0": Setting(
         paper="--total-timesteps 2e6 --learning-starts 50_000 --eval-frequency 20_000",
         laptop="--total-timesteps 600_000 --learning-starts 10_000 --eval-frequency 20_000",

@@ -26,6 +26,7 @@ from envs.kitchen import TASKS as KITCHEN_TASKS
 from envs.maze import TASKS as MAZE_TASKS
 from envs.meta_world_cds import TASKS as CDS_TASKS
 from envs.pointreach import TASKS as POINTREACH_TASKS
+from envs.pointreach import TASKS_OF_2, TASKS_OF_8
 from envs.reacher import TASKS as REACHER_TASKS
 from envs.walker import TASKS as WALKER_TASKS
 
@@ -40,9 +41,21 @@ class _Family(NamedTuple):
 
 
 _FAMILIES = {
-    "PointReach-v0": _Family(
-        "envs.pointreach:PointReach", POINTREACH_TASKS, 50, (-25.0, -25.0, -25.0, 0.0), needs_opengl=False
-    ),
+    **{
+        env_id: _Family(
+            "envs.pointreach:PointReach",
+            tasks,
+            max_episode_steps=50,
+            min_rewards=(-25.0,) * (len(tasks) - 1) + (0.0,),
+            kwargs={"tasks": tasks},
+            needs_opengl=False,
+        )
+        for env_id, tasks in (
+            ("PointReach-v0", POINTREACH_TASKS),
+            ("PointReach2-v0", TASKS_OF_2),
+            ("PointReach8-v0", TASKS_OF_8),
+        )
+    },
     "MultistageReacher-v0": _Family("envs.reacher:MultistageReacher", REACHER_TASKS, 200, (-5.0,) * 5),
     "Maze-v0": _Family("envs.maze:Maze", MAZE_TASKS, 600, (-1.0,) * 10),
     "Walker2dMT4-v0": _Family("envs.walker:Walker2dMT4", WALKER_TASKS, 1000, (0.0,) * 4),

@@ -16,6 +16,10 @@ Action, float32 in [-1, 1], shape (2,): the move along x and y, in units of 0.1.
 Observation, float32, shape (2,): the position (x, y). The goal is not observed: each policy learns its own.
 Reward: tasks 0-2: minus the distance to the goal in steps (distance / 0.1). Task 3: 10 inside the goal, 0 elsewhere.
 Minimum reward: -25 in tasks 0-2, 0 in task 3.
+
+PointReach2-v0 and PointReach8-v0 are the same with one and with seven dense tasks around the sparse one, which always
+comes last.
+
 Start: (-0.8, -0.8), each coordinate with uniform noise of +-0.05. Episodes never terminate; registration limits them to
 50 steps, of which the way to goal 3 takes about 10.
 Success: within the goal's radius (0.25; goal 3: 0.4) at any step of the episode.
@@ -32,17 +36,40 @@ import gymnasium as gym
 import numpy as np
 from PIL import Image, ImageDraw
 
-TASKS = ("reach-up", "reach-right", "reach-far", "reach-middle-sparse")
+SPARSE, SPARSE_REWARD = "reach-middle-sparse", 10.0
+GOALS = {
+    "reach-up": (0.15, 0.6),
+    "reach-right": (0.6, 0.15),
+    "reach-far": (0.7, 0.7),
+    "reach-near": (0.2, 0.2),
+    "reach-top": (0.35, 0.8),
+    "reach-side": (0.8, 0.35),
+    "reach-left": (0.0, 0.4),
+    SPARSE: (0.47, 0.47),
+}
+TASKS = ("reach-up", "reach-right", "reach-far", SPARSE)
+TASKS_OF_2, TASKS_OF_8 = ("reach-up", SPARSE), tuple(GOALS)
 STEP = 0.1
 START, START_NOISE = np.array([-0.8, -0.8]), 0.05
-GOALS = np.array([[0.15, 0.6], [0.6, 0.15], [0.7, 0.7], [0.47, 0.47]])
-RADII = (0.25, 0.25, 0.25, 0.4)
-SPARSE_REWARD = 10.0
-COLORS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40))  # of tasks and of their policies
+COLORS = (  # of policies, by their number
+    (31, 119, 180),
+    (255, 127, 14),
+    (44, 160, 44),
+    (214, 39, 40),
+    (148, 103, 189),
+    (140, 86, 75),
+    (227, 119, 194),
+    (127, 127, 127),
+)
+
+
+def radius(name: str) -> float:
+    """How near to its goal the task of that name must come."""
+    return 0.4 if name == SPARSE else 0.25
 
 
 class PointReach(gym.Env):
-    """Task `task` (0 to 3) of PointReach; see the module's docstring for spaces and rewards.
+    """Task number `task` of `tasks`, names of goals; see the module's docstring for spaces and rewards.
 
     `acting_policy` (int) may be set before each step to the number of the policy that acts; `render` draws the step in
     that policy's colour. It starts as the task's own.
@@ -50,10 +77,10 @@ class PointReach(gym.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
-    def __init__(self, task: int, render_mode: str | None = None):
-        if task not in range(len(TASKS)):
-            raise ValueError(f"task of PointReach must be an integer from 0 to {len(TASKS) - 1}, got {task!r}")
-        self.task = int(task)
+    def __init__(self, task: int, render_mode: str | None = None, tasks: tuple[str, ...] = TASKS):
+        if task not in range(len(tasks)):
+            raise ValueError(f"task of PointReach must be an integer from 0 to {len(tasks) - 1}, got {task!r}")
+        self.task, self.tasks = int(task), tasks
         self.acting_policy = self.task
         self.render_mode = render_mode
         self.observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -69,10 +96,10 @@ class PointReach(gym.Env):
         self.position = np.clip(self.position + STEP * np.clip(action, -1.0, 1.0), -1.0, 1.0)
         self.trajectory.append((self.acting_policy, *self.position))
 
-        distance = np.linalg.norm(self.position - GOALS[self.task])
-        success = bool(distance < RADII[self.task])
-        sparse = self.task == len(TASKS) - 1
-        reward = SPARSE_REWARD * success if sparse else -distance / STEP
+        name = self.tasks[self.task]
+        distance = np.linalg.norm(self.position - GOALS[name])
+        success = bool(distance < radius(name))
+        reward = SPARSE_REWARD * success if name == SPARSE else -distance / STEP
         return self.position.astype(np.float32), float(reward), False, False, {"success": success}
 
     def render(self) -> np.ndarray | None:
@@ -86,9 +113,9 @@ class PointReach(gym.Env):
 
         image = Image.new("RGB", (size, size), "white")
         draw = ImageDraw.Draw(image)
-        for i, (x, y) in enumerate(pixels(GOALS)):
-            radius = RADII[i] / 2 * size
-            box = (x - radius, y - radius, x + radius, y + radius)
+        for i, name in enumerate(self.tasks):
+            ((x, y),), r = pixels(GOALS[name]), radius(name) / 2 * size
+            box = (x - r, y - r, x + r, y + r)
             draw.ellipse(box, outline=COLORS[i], width=10 if i == self.task else 2)
         for (_, *a), (policy, *b) in zip(self.trajectory, self.trajectory[1:], strict=False):
             draw.line(pixels((a, b)), fill=COLORS[policy], width=7)

@@ -268,17 +268,25 @@ def follow(env, points, render=False):
     return np.array(rewards), np.array(successes)
 
 
-@pytest.mark.parametrize("task", range(4))
-def test_pointreach_rewards_and_solution(task):
-    env = PointReach(task)
-    env.reset(seed=task)
-    rewards, successes = follow(env, [pointreach.GOALS[task]])
+@pytest.mark.parametrize("env_id, size", [("PointReach-v0", 4), ("PointReach2-v0", 2), ("PointReach8-v0", 8)])
+def test_pointreach_rewards_and_solution(env_id, size):
+    assert len(envs.TASKS[env_id]) == size and envs.TASKS[env_id][-1] == pointreach.SPARSE
+    for task, name in enumerate(envs.TASKS[env_id]):
+        solve_pointreach(gym.make(f"qmp/{env_id}", task=task).unwrapped, name)
+
+
+def solve_pointreach(env, name):
+    """Walk straight to the goal that the task is named after."""
+    env.reset(seed=env.task)
+    rewards, successes = follow(env, [pointreach.GOALS[name]])
     assert successes[-1] and not successes[0] and len(rewards) < 50
-    if task == 3:
+    if name == pointreach.SPARSE:
         assert set(rewards[successes]) == {10.0} and set(rewards[~successes]) == {0.0}
     else:
         assert rewards[-1] == pytest.approx(0, abs=0.3)
-        assert rewards[0] == pytest.approx(-np.linalg.norm(env.trajectory[1][1:] - pointreach.GOALS[task]) / 0.1)
+        assert rewards[0] == pytest.approx(
+            -np.linalg.norm(env.trajectory[1][1:] - np.array(pointreach.GOALS[name])) / 0.1
+        )
     assert rewards.min() >= -24
 
 

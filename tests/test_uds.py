@@ -104,13 +104,14 @@ def test_minimum_rewards_are_lower_bounds():
     assert envs.MIN_REWARDS.keys() == envs.TASKS.keys()
     for env_id, bounds in envs.MIN_REWARDS.items():
         assert len(bounds) == len(envs.TASKS[env_id])
-    vec = envs.make_vec("PointReach-v0", 1)
-    vec.reset()
-    lowest = np.zeros(4)
-    for corner in ((1, -1), (-1, 1), (-1, -1)):
-        for _ in range(30):
-            lowest = np.minimum(lowest, vec.step(np.tile(np.float32(corner), (4, 1)))[1])
-    assert (lowest >= envs.MIN_REWARDS["PointReach-v0"]).all() and (lowest[:3] < -17).all()
+    for env_id in ("PointReach-v0", "PointReach2-v0", "PointReach8-v0"):
+        vec = envs.make_vec(env_id, 1)
+        vec.reset()
+        lowest = np.zeros(vec.num_envs)
+        for corner in ((1, -1), (-1, 1), (-1, -1)):
+            for _ in range(30):
+                lowest = np.minimum(lowest, vec.step(np.tile(np.float32(corner), (vec.num_envs, 1)))[1])
+        assert (lowest >= envs.MIN_REWARDS[env_id]).all() and (lowest[:-1] < -17).all()
 
 
 def test_a_users_environment_needs_its_minimum(tmp_path, capsys):
