@@ -2,10 +2,11 @@
 
 python benchmark/plot.py                # the newest run in runs/: writes plots.png into its folder
 python benchmark/plot.py runs/my_run    # that run
-python benchmark/plot.py --results      # runs/benchmark/ -> benchmark/results/*.csv -> figures and the README's table
+python benchmark/plot.py --results      # runs/benchmark/ -> benchmark/results/*.csv -> figures, tables in the READMEs
 """
 
 import csv
+import itertools
 import json
 import sys
 from collections import defaultdict
@@ -34,6 +35,7 @@ BASES = {
 }
 SPARSE = {f"PointReach{size}-v0": "reach-middle-sparse" for size in ("", 2, 8)}
 SPARSE["MultistageReacher-v0"] = "reach-1-2-0-sparse"
+LABELS = {"base": "alone", "qmp": "+ QMP"}
 METRIC = {"MultistageReacher-v0": "first_stage"}  # what the paper calls success, where it is not success_rate
 # Final success in the paper's curves, of the base method and with QMP.
 PAPER = {
@@ -65,7 +67,7 @@ class Args:
     runs: Path = ROOT / "runs" / "benchmark"
     """where benchmark/run.py left its folders"""
     output: Path = RESULTS
-    """where the CSV files and figures go; only if it is benchmark/results/, the README gets its table"""
+    """where the CSV files and figures go; only if it is benchmark/results/, the READMEs get their tables"""
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -179,7 +181,9 @@ def collect(runs: Path, output: Path) -> None:
         run |= {"steps": rows[-1]["global_step"], "finished": (folder / "finished").exists()}
         run |= {"hours": f"{sum(map(float, hours)):.2f}", "git_commit": record["git_commit"]}
         run |= {name: record["versions"][name] for name in ("python", "torch", "gymnasium", "mujoco", "metaworld")}
-        records.append(run | {"command": Path(f"{folder}.log").read_text().partition("\n")[0].removeprefix("$ ")})
+        log = Path(f"{folder}.log")
+        command = log.read_text().partition("\n")[0].removeprefix("$ ") if log.exists() else ""
+        records.append(run | {"command": command})
     for env_id, rows in evaluations.items():
         merge(output / f"{env_id}.csv", rows)
     for env_id, rows in mixtures.items():
@@ -210,28 +214,32 @@ def select(rows: list[dict[str, str]], **wanted: str) -> list[dict[str, str]]:
     return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
 
 
-def plot_curves(env_id: str, rows: list[dict[str, str]], path: Path) -> Path:
-    """Success against steps, a panel for each base method: dashed alone, solid with QMP, mean and 95% interval."""
-    scripts = [script for script in BASES if select(rows, script=script)]
-    metric = METRIC.get(env_id, "success_rate")
-    figure, panels = plt.subplots(
-        1, len(scripts), figsize=(4 * len(scripts), 3.4), sharey=True, squeeze=False, layout="constrained"
+def draw_curves(axes, rows: list[dict[str, str]], metric: str, methods: list[str]) -> None:
+    """Success against steps of some methods: the base method dashed, mean and 95% interval over seeds."""
+    for method in methods:
+        chosen = select(rows, method=method)
+        if not chosen:
+            continue
+        steps, values = curves(chosen, metric)
+        label = f"{LABELS.get(method, METHODS[method])}, {len(values)} seed{'s' if len(values) > 1 else ''}"
+        line = axes.plot(steps, values.mean(0), "--" if method == "base" else "-", label=label)[0]
+        axes.fill_between(steps, *interval(values), color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set(xlabel="environment steps, summed over tasks", ylabel=metric.replace("_", " "), ylim=(-0.05, 1.05))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.legend(fontsize="x-small", loc="lower right")
+
+
+def plot_panels(panels: list[tuple[str, str, list[dict[str, str]]]], methods: list[str], path: Path) -> Path:
+    """Learning curves, a panel for each (title, metric, rows), four in a line."""
+    lines = -(-len(panels) // 4)
+    figure, grid = plt.subplots(
+        lines, min(len(panels), 4), figsize=(4 * min(len(panels), 4), 3.4 * lines), squeeze=False, layout="constrained"
     )
-    for axes, script in zip(panels[0], scripts, strict=True):
-        for method, style in (("base", "--"), ("qmp", "-")):
-            chosen = select(rows, script=script, method=method)
-            if not chosen:
-                continue
-            steps, values = curves(chosen, metric)
-            label = f"{'+ QMP' if method == 'qmp' else 'alone'}, {len(values)} seed{'s' if len(values) > 1 else ''}"
-            line = axes.plot(steps, values.mean(0), style, label=label)[0]
-            axes.fill_between(steps, *interval(values), color=line.get_color(), alpha=0.2, linewidth=0)
-        axes.set(title=f"{BASES[script]} ({script}.py)", xlabel="environment steps, summed over tasks")
-        axes.set_ylim(-0.05, 1.05)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.legend(fontsize="small", loc="lower right")
-    panels[0, 0].set_ylabel(metric.replace("_", " "))
-    figure.suptitle(env_id)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (title, metric, rows) in zip(grid.flat, panels, strict=False):
+        draw_curves(axes, rows, metric, methods)
+        axes.set_title(title, fontsize="medium")
     return save(figure, path)
 
 
@@ -267,45 +275,47 @@ def seeds_solved(rows: list[dict[str, str]], column: str, end: float = np.inf) -
     return f"{sum(values[:, -1] == 1)} of {len(values)}"
 
 
-def table(env_id: str, rows: list[dict[str, str]]) -> str:
-    """Markdown: how each base method did alone and with QMP in an environment, then the variants of the switch."""
-    metric, sparse = METRIC.get(env_id, "success_rate"), SPARSE.get(env_id)
-    name = metric.replace("_", " ")
-    paper = any(env_id == known for known, _ in PAPER)
-    head = ["", "steps", "seeds", "alone", "+ QMP", *(["paper: alone", "+ QMP"] if paper else [])]
-    head += ["all stages: alone", "+ QMP"] if env_id in METRIC else []
-    head += [f"seeds with {name} 1 in the sparse task: alone", "+ QMP"] if sparse else []
-    lines = []
-    for script in BASES:
+def comparison(name: str, env_id: str, rows: list[dict[str, str]]) -> list[list[str]]:
+    """Lines of the table `overview`: each base method alone and with QMP, by every metric that counts."""
+    lines, sparse = [], SPARSE.get(env_id)
+    for metric, script in itertools.product(dict.fromkeys((METRIC.get(env_id, "success_rate"), "success_rate")), BASES):
         both = [select(rows, script=script, method=method) for method in ("base", "qmp")]
         end = reached(*both) if all(both) else 0
         if not end:
             continue
-        seeds = [len({row["seed"] for row in chosen}) for chosen in both]
-        line = [f"`{script}.py`, {BASES[script]}", f"{end:,}", "/".join(map(str, dict.fromkeys(seeds)))]
+        main = metric == METRIC.get(env_id, "success_rate")
+        what = {"first_stage": ", first stage", "success_rate": ""}[metric] if main else ", all stages"
+        seeds = [str(len({row["seed"] for row in chosen})) for chosen in both]
+        line = [name + what, f"`{script}.py`, {BASES[script]}", f"{end:,}", "/".join(dict.fromkeys(seeds))]
         line += [final(chosen, metric, end) for chosen in both]
-        line += PAPER.get((env_id, script), ("", "")) if paper else ()
-        line += [final(chosen, "success_rate", end) for chosen in both] if env_id in METRIC else []
-        line += [seeds_solved(select(chosen, task=sparse), metric, end) for chosen in both] if sparse else []
+        line += PAPER.get((env_id, script), ("", "")) if main else ("", "")
+        line += [seeds_solved(select(chosen, task=sparse), metric, end) if sparse else "" for chosen in both]
         lines.append(line)
-    text = f"**{env_id}**: {name}, mean of the last tenth of the steps [95% bootstrap interval over seeds]\n\n"
-    text += markdown(head, lines) if lines else ""
-    for script in BASES:
-        found = {row["method"] for row in select(rows, script=script)}
-        if found <= {"base", "qmp"}:
-            continue
+    return lines
+
+
+def variants(env_id: str, rows: list[dict[str, str]]) -> str:
+    """Markdown: the variants of the switch that have been run in an environment, script by script."""
+    metric, sparse = METRIC.get(env_id, "success_rate"), SPARSE.get(env_id)
+    text, name = "", metric.replace("_", " ")
+    for script in varied(rows):
+        found = select(rows, script=script)
+        end = reached(*(select(found, method=row["method"]) for row in found))
         lines = []
-        for method in (method for method in METHODS if method in found):
-            chosen = select(rows, script=script, method=method)
-            end = reached(chosen)
-            if end:
-                line = [f"`{METHODS[method]}`" if METHODS[method] else "default", f"{end:,}"]
-                line += [str(len({row["seed"] for row in chosen})), final(chosen, metric, end)]
+        for method in METHODS:
+            chosen = select(found, method=method)
+            if chosen:
+                seeds = str(len({row["seed"] for row in chosen}))
+                line = [LABELS.get(method, f"`{METHODS[method]}`"), seeds, final(chosen, metric, end)]
                 lines.append(line + ([seeds_solved(select(chosen, task=sparse), metric, end)] if sparse else []))
-        text += f"\nVariants of the switch, `{script}.py`:\n\n"
-        head = ["", "steps", "seeds", name, *([f"seeds with {name} 1 in the sparse task"] if sparse else [])]
-        text += markdown(head, lines)
+        text += f"\n`{script}.py`, {end:,} steps:\n\n"
+        text += markdown(["", "seeds", name, *(["seeds that solve the sparse task"] if sparse else [])], lines)
     return text
+
+
+def varied(rows: list[dict[str, str]]) -> list[str]:
+    """The scripts of which variants of the switch have been run."""
+    return [script for script in BASES if {row["method"] for row in select(rows, script=script)} - set(LABELS)]
 
 
 def reached(*groups: list[dict[str, str]]) -> int:
@@ -322,13 +332,24 @@ def markdown(head: list[str], lines: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *lines])
 
 
-def tables(output: Path) -> str:
-    """All that the README shows of the results."""
-    parts = [
-        f"{table(env_id, rows)}\n![{name}](benchmark/results/{name}.png)\n"
-        for name, env_id, rows in results(output, ".csv")
-    ]
-    return "\n".join(parts)
+def overview(output: Path) -> str:
+    """The README's table: success with QMP and without, beside the paper's."""
+    head = ["", "script, base method", "steps", "seeds", "alone", "+ QMP", "paper: alone", "+ QMP"]
+    head += ["seeds that solve the sparse task: alone", "+ QMP"]
+    lines = [line for found in results(output, ".csv") for line in comparison(*found)]
+    return f"{markdown(head, lines)}\n![Success against steps](benchmark/results/success.png)\n"
+
+
+def details(output: Path) -> str:
+    """The tables and figures of benchmark/README.md: variants of the switch, and who acted for whom."""
+    text = ""
+    for name, env_id, rows in results(output, ".csv"):
+        text += f"### {name}\n{variants(env_id, rows)}"
+        for ending, caption in (("variants", "Variants of the switch"), ("mixture", "Who acted for whom")):
+            if (output / f"{name}_{ending}.png").exists():
+                text += f"\n![{caption}](results/{name}_{ending}.png)\n"
+        text += "\n"
+    return text
 
 
 def results(output: Path, ending: str) -> list[tuple[str, str, list[dict[str, str]]]]:
@@ -361,13 +382,21 @@ def main(argv: list[str]) -> None:
             fail(f"no folder {args.runs}; benchmark/run.py makes it")
         args.output.mkdir(parents=True, exist_ok=True)
         collect(args.runs, args.output)
+        panels = []
         for name, env_id, rows in results(args.output, ".csv"):
-            print(plot_curves(env_id, rows, args.output / f"{name}.png"))
+            metric = METRIC.get(env_id, "success_rate")
+            of = {script: (f"{name}\n{script}.py", metric, select(rows, script=script)) for script in BASES}
+            panels += [panel for panel in of.values() if panel[2]]
+            several = [of[script] for script in varied(rows)]
+            if several:
+                print(plot_panels(several, list(METHODS), args.output / f"{name}_variants.png"))
+        print(plot_panels(panels, ["base", "qmp"], args.output / "success.png"))
         for name, env_id, rows in results(args.output, "_mixture.csv"):
             if rows:
                 print(plot_mixtures(env_id, rows, args.output / f"{name}_mixture.png"))
         if args.output == RESULTS:
-            insert(ROOT / "README.md", tables(RESULTS), "results")
+            insert(ROOT / "README.md", overview(RESULTS), "results")
+            insert(ROOT / "benchmark" / "README.md", details(RESULTS), "results")
         return
     newest = sorted(Path("runs").glob("**/mixture.csv"), key=lambda path: path.stat().st_mtime)
     drawable = [path.parent for path in newest if read(path)]

@@ -145,7 +145,7 @@ class Args:
 class Run:
     """One run of the matrix."""
 
-    folder: str
+    folder: Path
     """of the run"""
     command: list[str]
     """that starts it, as a user would type it"""
@@ -154,7 +154,7 @@ class Run:
 
     def finished(self) -> bool:
         """Whether it needs no more."""
-        return Path(self.folder, "finished").exists()
+        return (self.folder / "finished").exists()
 
 
 def command(env_id: str, script: str, method: str, seed: int, budget: str) -> list[str]:
@@ -173,14 +173,14 @@ def matrix(args: Args) -> list[Run]:
     ):
         folder = args.runs.resolve() / args.budget / f"{env_id}__{script}__{method}__{seed}"
         words = command(env_id, script, method, seed, args.budget)
-        runs.append(Run(str(folder), words, int(float(words[words.index("--total-timesteps") + 1]))))
+        runs.append(Run(folder, words, int(float(words[words.index("--total-timesteps") + 1]))))
     return runs
 
 
 def last_step(run: Run) -> int:
     """The step of its last evaluation, 0 before the first."""
     try:
-        lines = Path(run.folder, "evaluations.csv").read_text().splitlines()
+        lines = (run.folder / "evaluations.csv").read_text().splitlines()
         return int(lines[-1].split(",")[0])
     except (OSError, ValueError, IndexError):
         return 0
@@ -192,19 +192,19 @@ def execute(run: Run, stop: Path) -> str | None:
     The command and its output go to a file beside the folder. When `stop` exists it ends the training, which writes a
     checkpoint. A lock beside the folder, which the training inherits, keeps a second one from starting in it.
     """
-    folder, error = Path(run.folder), None
+    folder, error = run.folder, None
     folder.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(ATTEMPTS):
         if stop.exists():
             return "stopped"
-        with open(f"{run.folder}.log", "a") as log, open(f"{run.folder}.lock", "w") as lock:
+        with open(f"{folder}.log", "a") as log, open(f"{folder}.lock", "w") as lock:
             while not try_lock(lock):
                 if stop.exists():
                     return "stopped"
                 time.sleep(1)
-            words = [sys.executable, *run.command[1:], "--run-dir", run.folder, "--num-threads", "1"]
+            words = [sys.executable, *run.command[1:], "--run-dir", str(folder), "--num-threads", "1"]
             if (folder / "checkpoint.pt").exists():
-                words = [sys.executable, run.command[1], "--run-dir", run.folder, "--resume"]
+                words = [sys.executable, run.command[1], "--run-dir", str(folder), "--resume"]
             else:
                 shutil.rmtree(folder, ignore_errors=True)  # it was killed before its first checkpoint
             start = time.time()
@@ -224,7 +224,7 @@ def execute(run: Run, stop: Path) -> str | None:
         if code == 0 or (code == 2 and last_step(run) >= run.total):
             (folder / "finished").touch()
             return None
-        error = f"exit code {code}: {Path(f'{run.folder}.log').read_text().splitlines()[-1]}"
+        error = f"exit code {code}: {Path(f'{folder}.log').read_text().splitlines()[-1]}"
         if code == 2:  # a mistake in the command, which stays one
             break
     return error
@@ -241,7 +241,7 @@ def try_lock(file: TextIO) -> bool:
 
 def success(run: Run) -> float:
     """Mean success over tasks in the last evaluation."""
-    with open(Path(run.folder, "evaluations.csv"), newline="") as file:
+    with open(run.folder / "evaluations.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     values = [float(row["success_rate"]) for row in rows if row["global_step"] == rows[-1]["global_step"]]
     return sum(values) / len(values)
@@ -267,7 +267,7 @@ def run_all(args: Args, runs: list[Run], ray) -> int:
                 if error:
                     failed.append((run, error))
                 line = f"failed: {error}" if error else f"success {success(run):.2f}"
-                tqdm.write(f"{Path(run.folder).name}: {line}")
+                tqdm.write(f"{run.folder.name}: {line}")
             bar.n = sum(map(steps_done, runs))
             bar.set_postfix(finished=f"{sum(run.finished() for run in runs)}/{len(runs)}")
     except KeyboardInterrupt:

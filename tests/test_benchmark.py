@@ -51,7 +51,7 @@ def test_commands_run(tmp_path, env_id, script):
 def test_matrix(tmp_path, capsys):
     args = run.Args(env_ids=["Maze-v0"], scripts=["qmp_sac"], seeds=[3, 4], runs=tmp_path, dry_run=True)
     runs = run.matrix(args)
-    assert [Path(r.folder).name for r in runs] == [
+    assert [r.folder.name for r in runs] == [
         f"Maze-v0__qmp_sac__{method}__{seed}" for seed in (3, 4) for method in ("base", "qmp")
     ]
     assert {r.total for r in runs} == {2_000_000}
@@ -132,13 +132,13 @@ def test_a_folder_is_trained_in_by_one_at_a_time(tmp_path):
 def test_who_waits_for_a_folder_can_be_stopped(tmp_path):
     args = run.Args(scripts=["qmp_sac"], methods=["qmp"], seeds=[1], runs=tmp_path)
     (planned,) = run.matrix(args)
-    Path(planned.folder).parent.mkdir(parents=True)
+    planned.folder.parent.mkdir(parents=True)
     with open(f"{planned.folder}.lock", "w") as lock, ThreadPoolExecutor(1) as pool:
         assert run.try_lock(lock)
         waiting = pool.submit(run.execute, planned, tmp_path / "stop")
         (tmp_path / "stop").touch()
         assert waiting.result() == "stopped"
-    assert not Path(planned.folder).exists()
+    assert not planned.folder.exists()
 
 
 @pytest.mark.parametrize(
@@ -186,16 +186,18 @@ def fake(folder, curve, method, seed, env_id="PointReach-v0", budget="laptop", e
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """An empty folder of results, and a README with markers."""
+    """An empty folder of results, and two READMEs with markers."""
     monkeypatch.setattr(plot, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(plot, "ROOT", tmp_path)
-    (tmp_path / "README.md").write_text("before\n<!-- results -->\n<!-- end of results -->\nafter\n")
+    (tmp_path / "benchmark").mkdir()
+    for folder in (tmp_path, tmp_path / "benchmark"):
+        (folder / "README.md").write_text("before\n<!-- results -->\n<!-- end of results -->\nafter\n")
     return tmp_path / "results"
 
 
 def draw(runs, output):
     plot.main(["--results", "--runs", str(runs), "--output", str(output)])
-    return (output.parent / "README.md").read_text()
+    return tuple((output.parent / folder / "README.md").read_text() for folder in (".", "benchmark"))
 
 
 def test_collect_draw_and_table(results, tmp_path):
@@ -203,26 +205,29 @@ def test_collect_draw_and_table(results, tmp_path):
     for seed, last in ((1, 0.5), (2, 1.0), (3, 0.5)):
         fake(runs, lambda t, last=last: last, "qmp", seed)
         fake(runs, lambda t: 0.5, "base", seed)
-    text = draw(runs, results)
+    text, more = draw(runs, results)
     rows = plot.read(results / "PointReach-v0.csv")
     assert len(rows) == 6 * 20
     assert [row["method"] for row in rows[::60]] == ["base", "qmp"]
     (record,) = plot.select(plot.read(results / "runs.csv"), method="base", seed="2")
     assert record["hours"] == "0.75" and record["steps"] == "1000" and record["command"] == "python qmp_sac.py --base"
     assert text.startswith("before\n<!--") and text.endswith("<!-- end of results -->\nafter\n")
-    (line,) = [line for line in text.splitlines() if line.startswith("| `qmp_sac.py`, No-Sharing")]
+    (line,) = [line for line in text.splitlines() if line.startswith("| PointReach-v0 | `qmp_sac.py`, No-Sharing")]
     assert "| 0.50 [0.50, 0.50] | 0.67 [0.50, 1.00] |" in line
     assert line.endswith("| 0 of 3 | 1 of 3 |")
-    for name in ("PointReach-v0.png", "PointReach-v0_mixture.png"):
+    for name in ("success.png", "PointReach-v0_mixture.png"):
         assert (results / name).stat().st_size > 10_000
+    assert "PointReach-v0_mixture.png" in more and "variants" not in more
 
     # Another sitting, whose folder holds one of these runs again and one more: the CSV keeps what is not replaced.
     more = tmp_path / "more"
     fake(more, lambda t: 1.0, "qmp", 1)
     fake(more, lambda t: 1.0, "qmp-period-1", 1)
-    text = draw(more, results)
+    text, more = draw(more, results)
     assert "| 0.50 [0.50, 0.50] | 0.83 [0.50, 1.00] |" in text
-    assert "| `--switch-period 1` | 1,000 | 1 | 1.00 (1 seed) | 1 of 1 |" in text
+    assert "`qmp_sac.py`, 1,000 steps:" in more and "| alone | 3 | 0.50 [0.50, 0.50] | 0 of 3 |" in more
+    assert "| `--switch-period 1` | 1 | 1.00 (1 seed) | 1 of 1 |" in more
+    assert "PointReach-v0_variants.png" in more and (results / "PointReach-v0_variants.png").exists()
     assert text.count("<!-- end of results -->") == 1
 
 
@@ -230,12 +235,12 @@ def test_budgets_are_not_mixed(results, tmp_path):
     for budget, value in (("laptop", 0.5), ("paper", 1.0)):
         for method in ("base", "qmp"):
             fake(tmp_path / "runs", lambda t, value=value: value, method, 1, budget=budget)
-    text = draw(tmp_path / "runs", results)
+    text, _ = draw(tmp_path / "runs", results)
     assert text.count("0.50 (1 seed) | 0.50 (1 seed)") == text.count("1.00 (1 seed) | 1.00 (1 seed)") == 1
+    assert "| PointReach-v0_paper |" in text
     assert len(plot.read(results / "runs.csv")) == 4
-    assert {path.name for path in results.glob("*.png")} == {
-        f"PointReach-v0{name}.png" for name in ("", "_mixture", "_paper", "_paper_mixture")
-    }
+    figures = {"success.png", "PointReach-v0_mixture.png", "PointReach-v0_paper_mixture.png"}
+    assert {path.name for path in results.glob("*.png")} == figures
 
 
 def test_a_run_that_is_under_way(results, tmp_path):
@@ -244,7 +249,8 @@ def test_a_run_that_is_under_way(results, tmp_path):
     run_dir = fake(tmp_path / "runs", lambda t: 0.5, "qmp", 1, evaluations=3)
     with open(run_dir / "evaluations.csv", "a") as file:
         file.write("400,easy,1.0,-1,50\n400,reach-mid")
-    text = draw(tmp_path / "runs", results)
+    Path(f"{run_dir}.log").unlink()  # and it was started by hand
+    text, _ = draw(tmp_path / "runs", results)
     assert "| 300 | 1 | 0.50 (1 seed) | 0.50 (1 seed) |" in text
     (record,) = plot.select(plot.read(results / "runs.csv"), method="qmp")
     assert (record["steps"], record["finished"], record["hours"]) == ("300", "False", "0.00")
@@ -287,8 +293,11 @@ def test_interval_is_that_of_many_resamples():
 
 def test_readmes_show_the_committed_results():
     shown = (ROOT / "README.md").read_text().partition("<!-- results -->\n")[2].partition("<!-- end of results -->")[0]
-    assert shown.strip() == plot.tables(plot.RESULTS).strip()
-    shown = (ROOT / "benchmark" / "README.md").read_text().partition("<!-- speed -->\n")[2]
+    assert shown.strip() == plot.overview(plot.RESULTS).strip()
+    shown = (ROOT / "benchmark" / "README.md").read_text().partition("<!-- results -->\n")[2]
+    shown, _, rest = shown.partition("<!-- end of results -->")
+    assert shown.strip() == plot.details(plot.RESULTS).strip()
+    shown = rest.partition("<!-- speed -->\n")[2]
     rows = plot.read(plot.RESULTS / "speed.csv")
     assert shown.partition("<!-- end of speed -->")[0].strip() == speed.tables(rows).strip()
     for _, env_id, rows in plot.results(plot.RESULTS, ".csv"):
