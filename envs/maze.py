@@ -43,7 +43,8 @@ from pathlib import Path
 import gymnasium as gym
 import mujoco
 import numpy as np
-from gymnasium.envs.mujoco.mujoco_rendering import OffScreenViewer
+
+from envs.viewer import ViewedEnv
 
 # Located, not imported: importing the package prints a notice and replaces some of Gymnasium's own environments.
 PACKAGE = Path(importlib.util.find_spec("gymnasium_robotics").origin).parent / "envs"
@@ -90,7 +91,7 @@ def load_model(goal: tuple[float, float]) -> mujoco.MjModel:
     return spec.compile()
 
 
-class Maze(gym.Env):
+class Maze(ViewedEnv):
     """Task `task` (0 to 9) of Maze; see the module's docstring for spaces and rewards."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 100}
@@ -107,7 +108,6 @@ class Maze(gym.Env):
         self.model = load_model(self.goal)
         self.data = mujoco.MjData(self.model)
         self.qpos, self.qvel, self.ctrl = self.data.qpos, self.data.qvel, self.data.ctrl  # views, quicker to reach
-        self.viewer: OffScreenViewer | None = None
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
@@ -131,16 +131,6 @@ class Maze(gym.Env):
         """The maze from above, uint8 [240, 320, 3]: goal cell red; the point green, drawn twice as large as it is."""
         if self.render_mode is None:
             return None
-        if self.viewer is None:
-            self.viewer = OffScreenViewer(self.model, self.data, width=320, height=240)
-            self.viewer.cam.lookat[:] = 0.0
-            self.viewer.cam.distance, self.viewer.cam.azimuth, self.viewer.cam.elevation = 11.5, 90.0, -90.0
-        self.viewer.make_context_current()  # another environment's may be
         mujoco.mj_kinematics(self.model, self.data)  # a step leaves the bodies where they were before it
-        return self.viewer.render("rgb_array")
-
-    def close(self) -> None:
-        if self.viewer is not None:
-            self.viewer.make_context_current()
-            self.viewer.close()
-            self.viewer = None
+        viewer = self.look(320, 240, lookat=(0.0, 0.0, 0.0), distance=11.5, azimuth=90.0, elevation=-90.0)
+        return viewer.render("rgb_array")

@@ -57,7 +57,8 @@ import math
 import gymnasium as gym
 import mujoco
 import numpy as np
-from gymnasium.envs.mujoco.mujoco_rendering import OffScreenViewer
+
+from envs.viewer import ViewedEnv
 
 TASKS = ("reach-0-1-2", "reach-0-1-3", "reach-1-3-2", "reach-1-2-0-sparse", "stay")
 SUBGOALS = ((0.2, 0.3, 0.5), (0.3, 0.0, 0.3), (0.4, -0.3, 0.4), (0.4, 0.3, 0.2))
@@ -133,7 +134,7 @@ def build_model() -> mujoco.MjModel:
     return spec.compile()
 
 
-class MultistageReacher(gym.Env):
+class MultistageReacher(ViewedEnv):
     """Task `task` (0 to 4) of MultistageReacher; see the module's docstring for spaces and rewards."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25, "metrics": ("first_stage", "stages_completed")}
@@ -148,7 +149,6 @@ class MultistageReacher(gym.Env):
 
         self.model = build_model()
         self.data = mujoco.MjData(self.model)
-        self.viewer: OffScreenViewer | None = None
         mujoco.mj_forward(self.model, self.data)
         # Views of the state, which is faster than to look them up in every step.
         self.hand = self.data.body("hand").xpos
@@ -210,19 +210,9 @@ class MultistageReacher(gym.Env):
         """An RGB image, uint8 [320, 320, 3]: the current sub-goal as a ball of its radius, later ones as dots."""
         if self.render_mode is None:
             return None
-        if self.viewer is None:
-            self.viewer = OffScreenViewer(self.model, self.data, width=320, height=320)
-            self.viewer.cam.lookat[:] = (0.2, 0.0, 0.3)
-            self.viewer.cam.distance, self.viewer.cam.azimuth, self.viewer.cam.elevation = 1.4, 215.0, -30.0
-        self.viewer.make_context_current()  # another environment's may be
+        viewer = self.look(320, 320, lookat=(0.2, 0.0, 0.3), distance=1.4, azimuth=215.0, elevation=-30.0)
         for stage in range(self.stage, STAGES):
             now = stage == self.stage
             size = [RADIUS if now else RADIUS / 3] * 3
-            self.viewer.add_marker(pos=self.goals[stage], size=size, rgba=(*self.colors[stage], 0.5 if now else 1.0))
-        return self.viewer.render("rgb_array")
-
-    def close(self) -> None:
-        if self.viewer is not None:
-            self.viewer.make_context_current()  # what is freed belongs to whichever context is current
-            self.viewer.close()
-            self.viewer = None
+            viewer.add_marker(pos=self.goals[stage], size=size, rgba=(*self.colors[stage], 0.5 if now else 1.0))
+        return viewer.render("rgb_array")

@@ -48,7 +48,8 @@ from pathlib import Path
 import gymnasium as gym
 import mujoco
 import numpy as np
-from gymnasium.envs.mujoco.mujoco_rendering import OffScreenViewer
+
+from envs.viewer import ViewedEnv
 
 TASKS = ("forward", "backward", "balance", "crawl")
 SURVIVAL_STEPS = 1000
@@ -80,7 +81,7 @@ def load_model(ceiling: bool) -> mujoco.MjModel:
     return spec.compile()
 
 
-class Walker2dMT4(gym.Env):
+class Walker2dMT4(ViewedEnv):
     """Task `task` (0 to 3) of Walker2dMT4; see the module's docstring for spaces and rewards."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 125}
@@ -102,7 +103,6 @@ class Walker2dMT4(gym.Env):
         self.direction = -1.0 if self.task_name == "backward" else 1.0
         self.min_height = 0.3 if self.task_name == "crawl" else 0.8
         self.dt = FRAME_SKIP * self.model.opt.timestep
-        self.viewer: OffScreenViewer | None = None
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
@@ -151,15 +151,5 @@ class Walker2dMT4(gym.Env):
         """The walker from the side, uint8 [240, 320, 3], the camera following it; the ceiling is blue glass."""
         if self.render_mode is None:
             return None
-        if self.viewer is None:
-            self.viewer = OffScreenViewer(self.model, self.data, width=320, height=240)
-            self.viewer.cam.distance, self.viewer.cam.azimuth, self.viewer.cam.elevation = 4.0, 90.0, -8.0
-        self.viewer.cam.lookat[:] = self.qpos[X], 0.0, 0.8
-        self.viewer.make_context_current()  # another environment's may be
-        return self.viewer.render("rgb_array")
-
-    def close(self) -> None:
-        if self.viewer is not None:
-            self.viewer.make_context_current()
-            self.viewer.close()
-            self.viewer = None
+        viewer = self.look(320, 240, lookat=(self.qpos[X], 0.0, 0.8), distance=4.0, azimuth=90.0, elevation=-8.0)
+        return viewer.render("rgb_array")
