@@ -197,6 +197,13 @@ class Actor(nn.Module):
         mean, log_std = self.heads(features.expand(len(obs), -1, -1)).chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
+    def chosen(self, obs: Tensor, policies: Tensor) -> tuple[Tensor, Tensor]:
+        """Policy policies[i] in the state of task i: obs [N, O], policies [N] -> mean and log std, each [N, A]."""
+        features = self.trunk(obs.unsqueeze(0)).transpose(0, 1)  # [N, 1, hidden]
+        outputs = torch.baddbmm(self.heads.bias[policies], features, self.heads.weight[policies]).squeeze(1)
+        mean, log_std = outputs.chunk(2, dim=-1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
 
 class Critic(nn.Module):
     """Twin critics of N tasks: two trunks for all, two heads for each."""
@@ -280,11 +287,7 @@ def select_actions(actor, qf, log_alpha, obs, policies, due, args: Args, generat
         chosen, actions, _ = q_switch(actor, qf, log_alpha.exp(), obs, noise, gumbel, args)
         policies = torch.where(switching, chosen.cpu(), policies)
         return actions[own, policies], policies
-    # Nothing to rate: every policy meets the states of those tasks only for which it acts, in as many places as needed.
-    places = F.one_hot(policies, N).cumsum(0)[own, policies] - 1  # [N]
-    states = obs.new_zeros(N, int(places.max()) + 1, obs.shape[1])
-    states[policies, places] = obs
-    mean, log_std = (x[policies, places] for x in actor(states))  # [N, A]
+    mean, log_std = actor.chosen(obs, policies)  # [N, A]
     return squash(mean, log_std, torch.randn_like(mean))[0], policies
 
 

@@ -189,6 +189,15 @@ class Actor(nn.Module):
         """Every policy in a state of every task: obs [N, O] -> mean and log standard deviation, each [P, N, A]."""
         return self(obs.expand(len(obs), *obs.shape))
 
+    def chosen(self, obs: Tensor, policies: Tensor) -> tuple[Tensor, Tensor]:
+        """Policy policies[i] in the state of task i: obs [N, O], policies [N] -> mean and log std, each [N, A]."""
+        # Each policy gets the states of its tasks side by side, and as many places as the policy with the most tasks.
+        places = F.one_hot(policies, len(obs)).cumsum(0).gather(1, policies[:, None])[:, 0] - 1  # [N]
+        states = obs.new_zeros(len(obs), int(places.max()) + 1, obs.shape[1])
+        states[policies, places] = obs
+        mean, log_std = self(states)
+        return mean[policies, places], log_std[policies, places]
+
 
 class Critic(nn.Module):
     """Twin critics of N tasks, as one stack of 2N."""
@@ -269,11 +278,7 @@ def select_actions(actor, qf, log_alpha, obs, policies, due, args: Args, generat
         chosen, actions, _ = q_switch(actor, qf, log_alpha.exp(), obs, noise, gumbel, args)
         policies = torch.where(switching, chosen.cpu(), policies)
         return actions[own, policies], policies
-    # Nothing to rate: every policy meets the states of those tasks only for which it acts, in as many places as needed.
-    places = F.one_hot(policies, N).cumsum(0)[own, policies] - 1  # [N]
-    states = obs.new_zeros(N, int(places.max()) + 1, obs.shape[1])
-    states[policies, places] = obs
-    mean, log_std = (x[policies, places] for x in actor(states))  # [N, A]
+    mean, log_std = actor.chosen(obs, policies)  # [N, A]
     return squash(mean, log_std, torch.randn_like(mean))[0], policies
 
 

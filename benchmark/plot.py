@@ -300,7 +300,9 @@ def variants(env_id: str, rows: list[dict[str, str]]) -> str:
     text, name = "", metric.replace("_", " ")
     for script in varied(rows):
         found = select(rows, script=script)
-        end = reached(*(select(found, method=row["method"]) for row in found))
+        end = reached(*(select(found, method=method) for method in dict.fromkeys(row["method"] for row in found)))
+        if not end:
+            continue
         lines = []
         for method in METHODS:
             chosen = select(found, method=method)
@@ -385,12 +387,13 @@ def main(argv: list[str]) -> None:
         panels = []
         for name, env_id, rows in results(args.output, ".csv"):
             metric = METRIC.get(env_id, "success_rate")
-            of = {script: (f"{name}\n{script}.py", metric, select(rows, script=script)) for script in BASES}
-            panels += [panel for panel in of.values() if panel[2]]
-            several = [of[script] for script in varied(rows)]
+            panel_of = {script: (f"{name}\n{script}.py", metric, select(rows, script=script)) for script in BASES}
+            panels += [panel for panel in panel_of.values() if any(row["method"] in LABELS for row in panel[2])]
+            several = [panel_of[script] for script in varied(rows)]
             if several:
                 print(plot_panels(several, list(METHODS), args.output / f"{name}_variants.png"))
-        print(plot_panels(panels, ["base", "qmp"], args.output / "success.png"))
+        if panels:
+            print(plot_panels(panels, list(LABELS), args.output / "success.png"))
         for name, env_id, rows in results(args.output, "_mixture.csv"):
             if rows:
                 print(plot_mixtures(env_id, rows, args.output / f"{name}_mixture.png"))

@@ -11,7 +11,7 @@
 3. A whole turn of training, its parts timed, with QMP and without, in every environment, with the hyper-parameters of
    the paper's experiments (but a replay of 20,000 random transitions). What the switch costs is the difference between
    the median times of selection, divided by the median turn without it. With a period of ten it is measured with all
-   tasks choosing in the same turn, as they do while their episodes are equally long, and each in a turn of its own.
+   tasks choosing in the same turn, as they do while their episodes are equally long, and one after the other.
 
 Times are medians; what stands beside them are quartiles. Ratios are medians of ratios of neighbouring measurements.
 """
@@ -423,24 +423,24 @@ class Turn:
         generator = torch.Generator().manual_seed(1)
         self.mixtures = {name: module.Mixture(self.agent, variant, generator) for name, variant in variants.items()}
         self.obs, _ = self.envs.reset(seed=1)
-        self.lengths, self.turn = np.zeros(N, dtype=np.int64), 0
+        self.turn = 0
 
     def step(self, actions: Tensor) -> float:
         """One step of all tasks, stored. Returns when the environments were done."""
         actions = actions.numpy()
-        next_obs, rewards, terminations, truncations, _ = self.envs.step(actions)
+        next_obs, rewards, terminations, *_ = self.envs.step(actions)
         done = time.perf_counter()
         self.rb.add(self.obs, actions, rewards, next_obs, terminations)
         self.obs = next_obs
-        self.lengths = np.where(terminations | truncations, 0, self.lengths + 1)
         return done
 
     def run(self, name: str, turns: int) -> np.ndarray:
         """Time in ms that each part takes in a turn [parts], mean over some turns."""
-        spent, ahead = np.zeros(len(self.PARTS)), np.arange(len(self.lengths)) if name == "apart" else 0
+        spent, N = np.zeros(len(self.PARTS)), len(self.obs)
+        ahead = np.arange(N) if name == "apart" else np.zeros(N, dtype=np.int64)
         for _ in range(turns):
             start = time.perf_counter()
-            actions = self.mixtures[name](self.obs, self.lengths + ahead)
+            actions = self.mixtures[name](self.obs, self.turn + ahead)
             selected = time.perf_counter()
             stepped = self.step(actions)
             stored = time.perf_counter()
@@ -462,12 +462,12 @@ def whole_turns(seconds: float) -> list[dict]:
     for env_id in SETTINGS:
         turn, start = Turn(env_id), time.perf_counter()
         spent = {name: [] for name in turn.mixtures}
-        while time.perf_counter() - start < 3 * seconds or len(spent["without"]) < 3:
+        while time.perf_counter() - start < 3 * seconds or len(spent["without"]) < 5:
             for name, values in spent.items():
                 values.append(turn.run(name, math.lcm(turn.args.train_frequency, 10)))
         turn.envs.close()
         without = np.array(spent.pop("without"))  # [R, parts]
-        where = {"env": env_id, "N": len(turn.lengths), "B": turn.args.batch_size}
+        where = {"env": env_id, "N": len(turn.obs), "B": turn.args.batch_size}
         for name, values in spent.items():
             parts = np.array(values)
             rows += [row(part, parts[:, k], **where, variant=name) for k, part in enumerate(Turn.PARTS)]
@@ -505,7 +505,7 @@ def draw(rows: list[dict], path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(16, 4.2), layout="constrained")
     titles = {
         "selection": "one selection (dashed, dotted: loops)",
-        "update": "one update, B = 32 (dashed: loop)",
+        "update": "one update, B = 32 (dashed: loop, fused Adams)",
     }
     for panel, part in zip(axes, titles, strict=False):
         for script in SCRIPTS:

@@ -17,8 +17,8 @@ Observation, float32, shape (2,): the position (x, y). The goal is not observed:
 Reward: tasks 0-2: minus the distance to the goal in steps (distance / 0.1). Task 3: 10 inside the goal, 0 elsewhere.
 Minimum reward: -25 in tasks 0-2, 0 in task 3.
 
-PointReach2-v0 and PointReach8-v0 are the same with one and with seven dense tasks around the sparse one, which always
-comes last.
+PointReach2-v0 and PointReach8-v0 are the same with one and with seven dense tasks (see GOALS) and the sparse one, which
+always comes last.
 
 Start: (-0.8, -0.8), each coordinate with uniform noise of +-0.05. Episodes never terminate; registration limits them to
 50 steps, of which the way to goal 3 takes about 10.
@@ -29,7 +29,7 @@ episode, while goal 3 begins 1.4 away, so that its task alone never sees a rewar
 would tell SAC to go where it has not been yet, and in an open square that finds the goal.) The policies of the other
 tasks, borrowed for some steps in a row, carry the point there, because any mix of them drifts to the goals' middle,
 which is goal 3. Rewards are counted in steps, not distances, so that they outweigh SAC's entropy bonus from the start.
-How often each method succeeds is in the README.
+How often each method succeeds on PointReach-v0 is in the README.
 """
 
 import gymnasium as gym

@@ -10,7 +10,7 @@ class ViewedEnv(gym.Env):
     viewer: OffScreenViewer | None = None
 
     def look(self, width: int, height: int, **camera: float | tuple[float, ...]) -> OffScreenViewer:
-        """The viewer, ready to draw; `camera` sets fields of its camera (lookat, distance, azimuth, elevation)."""
+        """The viewer, ready to draw width x height pixels; `camera` sets its lookat, distance, azimuth, elevation."""
         if self.viewer is None:
             self.viewer = OffScreenViewer(self.model, self.data, width, height)
         for name, value in camera.items():

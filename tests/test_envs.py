@@ -320,3 +320,6 @@ def test_pointreach_render_shows_who_acted():
     x, y = round((-0.8 + 1) / 2 * 256), round((1 + 0.4) / 2 * 256)
     assert tuple(alone[y, x]) == pointreach.COLORS[0] and tuple(helped[y, x]) == pointreach.COLORS[2]
     assert PointReach(0).render() is None
+    eight = gym.make("qmp/PointReach8-v0", task=7, render_mode="rgb_array")
+    eight.reset(seed=0)
+    assert {tuple(color) for color in eight.render().reshape(-1, 3)} >= set(pointreach.COLORS[:7])  # a circle each

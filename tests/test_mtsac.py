@@ -49,7 +49,10 @@ def test_candidates_come_from_one_pass_of_the_trunk():
     actor.trunk.register_forward_hook(lambda module, inputs, output: calls.append(inputs[0].shape))
     for got, want in zip(actor.candidates(obs), expected, strict=True):
         assert_close(got, want)
-    assert calls == [(1, N, O)]
+    for policies in ([0, 1, 2], [2, 2, 0], [1, 1, 1]):
+        for got, want in zip(actor.chosen(obs, torch.tensor(policies)), expected, strict=True):
+            assert_close(got, want[policies, range(N)])
+    assert calls == 4 * [(1, N, O)]
 
 
 class PlainAgent:

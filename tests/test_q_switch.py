@@ -413,7 +413,7 @@ def test_frequency_of_own_policy(ring, own_policy_prob):
 @pytest.mark.parametrize("rule", ["argmax", "softmax", "uniform"])
 @pytest.mark.parametrize("K", [0, 3])
 def test_switch_leaves_the_global_generator_alone(ring, rule, K):
-    """So that the base method draws the same numbers, for its own actions, batches and updates, with and without it."""
+    """So that what else draws from it, batches and updates, does not depend on the switch's flags."""
     actor, qf, log_alpha = ring
     args = Args(switch_rule=rule, switch_samples=K)
     generator, own, obs = torch.Generator().manual_seed(0), torch.arange(4), torch.zeros(4, 2, dtype=F64)

@@ -35,10 +35,10 @@ def pairs(agent, loop):
                     yield from ((a, k * N + i, b) for a, b in zip(stacks, layers(plain), strict=True))
 
 
-def both(script):
+def both(script, fused=True):
     """A stack, and a loop that starts with the same weights; the module, arguments and replay."""
     module, args, agent, rb = speed.example(script, N, B, hidden_sizes=(8, 8), alpha=0.3)
-    loop = speed.Loop(script, N, args)
+    loop = speed.Loop(script, N, args, fused)
     with torch.no_grad():
         for stacked, k, plain in pairs(agent, loop):
             plain.weight.copy_(stacked.weight[k].T)
@@ -49,9 +49,10 @@ def both(script):
     return module, args, agent, rb, loop
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("script", speed.SCRIPTS)
-def test_loop_learns_as_the_stack_does(script):
-    module, args, agent, rb, loop = both(script)
+def test_loop_learns_as_the_stack_does(script, fused):
+    module, args, agent, rb, loop = both(script, fused)
     if script == "qmp_uds":
         args = dataclasses.replace(args, sharing_quantile=0.3)
         loop.args = args
