@@ -10,12 +10,13 @@
     python qmp_dnc.py --distill-period 10_000 --distill-epochs 1
 
 Q-switch Mixture of Policies (Zhang et al., ICLR 2025, arXiv 2302.00671). Each task i has its own policy pi_i, twin
-critics Q_i, entropy temperature alpha_i and replay buffer. While task i collects data, in every state s acts
+critics Q_i, entropy temperature alpha_i and replay buffer. While task i collects data, in state s acts
 
     pi_i^mix = argmax over pi' in {pi_1 .. pi_N} of  E_{a ~ pi'(.|s)} [ Q_i(s, a) ] + alpha_i H[ pi'(.|s) ]
 
-and nothing else changes: every policy and critic is trained by soft actor-critic on its own task's data, and as in
-Divide-and-Conquer RL (Ghosh et al., ICLR 2018, arXiv 1711.09874) the policies are pulled together: the loss of pi_i has
+for --switch-period steps (the paper: one), and nothing else changes: every policy and critic is trained by soft
+actor-critic on its own task's data, and as in Divide-and-Conquer RL (Ghosh et al., ICLR 2018, arXiv 1711.09874) the
+policies are pulled together: the loss of pi_i has
 
     + sum over j != i of  beta_ij  mean over states of all tasks of  KL( pi_j(.|s) || pi_i(.|s) ),   pi_j held fixed
 

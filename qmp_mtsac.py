@@ -11,11 +11,12 @@
 
 Q-switch Mixture of Policies (Zhang et al., ICLR 2025, arXiv 2302.00671). The policies pi_i of all tasks are heads on
 one trunk, and so are their critics: one trunk for each of the twins, with a head Q_i per task. Temperatures alpha_i
-and replay buffers are each task's own. While task i collects data, in every state s acts
+and replay buffers are each task's own. While task i collects data, in state s acts
 
     pi_i^mix = argmax over pi' in {pi_1 .. pi_N} of  E_{a ~ pi'(.|s)} [ Q_i(s, a) ] + alpha_i H[ pi'(.|s) ]
 
-and nothing else changes: multi-task soft actor-critic trains every head on its own task's data, the trunks on all.
+for --switch-period steps (the paper: one), and nothing else changes: multi-task soft actor-critic trains every head on
+its own task's data, the trunks on all.
 
 Letters: N tasks, P policies (= N), B batch per task, O observation, A action, K samples per candidate policy.
 """

@@ -9,11 +9,12 @@
     python qmp_sac.py --help
 
 Q-switch Mixture of Policies (Zhang et al., ICLR 2025, arXiv 2302.00671). Each task i has its own policy pi_i, twin
-critics Q_i, entropy temperature alpha_i and replay buffer. While task i collects data, in every state s acts
+critics Q_i, entropy temperature alpha_i and replay buffer. While task i collects data, in state s acts
 
     pi_i^mix = argmax over pi' in {pi_1 .. pi_N} of  E_{a ~ pi'(.|s)} [ Q_i(s, a) ] + alpha_i H[ pi'(.|s) ]
 
-and nothing else changes: every policy and critic is trained by soft actor-critic on its own task's data alone.
+for --switch-period steps (the paper: one), and nothing else changes: every policy and critic is trained by soft
+actor-critic on its own task's data alone.
 
 Letters: N tasks, P policies (= N), B batch per task, O observation, A action, K samples per candidate policy.
 """
