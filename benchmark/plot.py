@@ -222,18 +222,21 @@ def draw_curves(axes, rows: list[dict[str, str]], metric: str, methods: list[str
             continue
         steps, values = curves(chosen, metric)
         label = f"{LABELS.get(method, METHODS[method])}, {len(values)} seed{'s' if len(values) > 1 else ''}"
-        line = axes.plot(steps, values.mean(0), "--" if method == "base" else "-", label=label)[0]
-        axes.fill_between(steps, *interval(values), color=line.get_color(), alpha=0.15, linewidth=0)
+        k = 2 * list(METHODS).index(method)  # the strong colours of the map first, then the pale ones
+        color = plt.colormaps["tab20"](k % 20 + k // 20)
+        axes.plot(steps, values.mean(0), "--" if method == "base" else "-", label=label, color=color)
+        axes.fill_between(steps, *interval(values), color=color, alpha=0.15, linewidth=0)
     axes.set(xlabel="environment steps, summed over tasks", ylabel=metric.replace("_", " "), ylim=(-0.05, 1.05))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.legend(fontsize="x-small", loc="lower right")
+    place = {"loc": "lower right"} if len(methods) < 4 else {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    axes.legend(fontsize="x-small", **place)
 
 
 def plot_panels(panels: list[tuple[str, str, list[dict[str, str]]]], methods: list[str], path: Path) -> Path:
     """Learning curves, a panel for each (title, metric, rows), four in a line."""
-    lines = -(-len(panels) // 4)
+    lines, columns, width = -(-len(panels) // 4), min(len(panels), 4), 4 if len(methods) < 4 else 7
     figure, grid = plt.subplots(
-        lines, min(len(panels), 4), figsize=(4 * min(len(panels), 4), 3.4 * lines), squeeze=False, layout="constrained"
+        lines, columns, figsize=(width * columns, 3.4 * lines), squeeze=False, layout="constrained"
     )
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
