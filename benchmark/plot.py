@@ -280,18 +280,20 @@ def seeds_solved(rows: list[dict[str, str]], column: str, end: float = np.inf) -
 
 def comparison(name: str, env_id: str, rows: list[dict[str, str]]) -> list[list[str]]:
     """Lines of the table `overview`: each base method alone and with QMP, by every metric that counts."""
+    metrics = (
+        {"first_stage": ", first stage", "success_rate": ", all stages"} if env_id in METRIC else {"success_rate": ""}
+    )
     lines, sparse = [], SPARSE.get(env_id)
-    for metric, script in itertools.product(dict.fromkeys((METRIC.get(env_id, "success_rate"), "success_rate")), BASES):
+    for metric, script in itertools.product(metrics, BASES):
         both = [select(rows, script=script, method=method) for method in ("base", "qmp")]
         end = reached(*both) if all(both) else 0
         if not end:
             continue
-        main = metric == METRIC.get(env_id, "success_rate")
-        what = {"first_stage": ", first stage", "success_rate": ""}[metric] if main else ", all stages"
         seeds = [str(len({row["seed"] for row in chosen})) for chosen in both]
-        line = [name + what, f"`{script}.py`, {BASES[script]}", f"{end:,}", "/".join(dict.fromkeys(seeds))]
+        line = [name + metrics[metric], f"`{script}.py`, {BASES[script]}", f"{end:,}", "/".join(dict.fromkeys(seeds))]
         line += [final(chosen, metric, end) for chosen in both]
-        line += PAPER.get((env_id, script), ("", "")) if main else ("", "")
+        paper = PAPER.get((env_id, script), ("", ""))
+        line += paper if metric == METRIC.get(env_id, "success_rate") else ("", "")
         line += [seeds_solved(select(chosen, task=sparse), metric, end) if sparse else "" for chosen in both]
         lines.append(line)
     return lines

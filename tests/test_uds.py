@@ -8,6 +8,7 @@ from torch.testing import assert_close
 import envs
 import qmp_sac
 import qmp_uds
+from envs.pointreach import GOALS
 from qmp_uds import Args, Batch, Critic, ReplayBuffer, make_agent, share, update, weighted_mean
 
 N, B, O, A = 3, 200, 4, 2
@@ -111,7 +112,10 @@ def test_minimum_rewards_are_lower_bounds():
         for corner in ((1, -1), (-1, 1), (-1, -1)):
             for _ in range(30):
                 lowest = np.minimum(lowest, vec.step(np.tile(np.float32(corner), (vec.num_envs, 1)))[1])
-        assert (lowest >= envs.MIN_REWARDS[env_id]).all() and (lowest[:-1] < -16).all()
+        assert (lowest >= envs.MIN_REWARDS[env_id]).all() and lowest[-1] == 0
+        corners = np.array([(1, -1), (-1, 1), (-1, -1)])
+        for name, reward in zip(envs.TASKS[env_id][:-1], lowest, strict=False):
+            assert reward == pytest.approx(-10 * np.linalg.norm(corners - GOALS[name], axis=1).max())
 
 
 def test_a_users_environment_needs_its_minimum(tmp_path, capsys):
