@@ -1,19 +1,25 @@
 """The matrix of runs, and the tables and figures made of it."""
 
+import contextlib
 import dataclasses
 import importlib
 import itertools
 import json
 import os
+import secrets
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import plot
+import psutil
 import pytest
 import run
 import speed
@@ -62,17 +68,19 @@ def test_matrix(tmp_path, capsys):
 
 DRIVER = """
 import run, sys
-run.SETTINGS = {"PointReach-v0": run.Setting(paper="", laptop=sys.argv[2])}
-run.METHODS = {"qmp": "", "refused": "--gamma 2"}
-args = run.Args(scripts=["qmp_sac"], methods=sys.argv[3].split(","), seeds=[1], runs=run.Path(sys.argv[1]), jobs=1)
-sys.exit(run.main(args))
+folder, flags, methods, seeds, address = sys.argv[1:]
+run.SETTINGS = {"PointReach-v0": run.Setting(paper="", laptop=flags)}
+run.METHODS = {"base": "--no-qmp", "qmp": "", "refused": "--gamma 2"}
+where = {"jobs": 1} if address == "local" else {"address": address}
+matrix = {"scripts": ["qmp_sac"], "methods": methods.split(","), "seeds": range(1, 1 + int(seeds))}
+sys.exit(run.main(run.Args(**matrix, **where, runs=run.Path(folder))))
 """
 
 
-def drive(folder, flags, *methods):
-    """Start the matrix in a process of its own."""
-    command = [sys.executable, "-c", DRIVER, str(folder), flags, ",".join(methods)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "benchmark")}
+def drive(folder, flags, *methods, seeds=1, address="local", **variables):
+    """Start the matrix in a process of its own, with further environment variables."""
+    command = [sys.executable, "-c", DRIVER, str(folder), flags, ",".join(methods), str(seeds), address]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "benchmark")} | variables
     return subprocess.Popen(
         command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -139,6 +147,61 @@ def test_who_waits_for_a_folder_can_be_stopped(tmp_path):
         (tmp_path / "stop").touch()
         assert waiting.result() == "stopped"
     assert not planned.folder.exists()
+
+
+def test_a_node_of_a_cluster_is_killed(tmp_path):
+    """Two nodes; all processes of one are killed in the midst of a run: all runs finish, as if nothing had happened."""
+    flags = TINY.replace("--total-timesteps 400", "--total-timesteps 4000 --checkpoint-frequency 400")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    variables |= {"PYTHONPATH": str(ROOT / "benchmark"), "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray")}  # a short path
+    ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1"]
+    head = ["--head", f"--port={address.split(':')[1]}", "--include-dashboard=false"]
+    nodes = []
+    try:
+        for role in (head, [f"--address={address}"]):
+            options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            nodes.append(subprocess.Popen([*ray, *role], env=os.environ | variables, **options))
+            while "Ray runtime started" not in (line := nodes[-1].stdout.readline()):
+                assert line, "the node has not started"
+        process = drive(tmp_path, flags, "base", "qmp", seeds=2, address=address, **variables)
+        victim = None
+        while not victim or not plot.read(victim / "evaluations.csv"):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+            for child in psutil.Process(nodes[1].pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    words = child.cmdline()
+                    victim = Path(words[words.index("--run-dir") + 1]) if "--run-dir" in words else victim
+        kill_tree(nodes[1])
+        assert not (victim / "finished").exists()
+        output, errors = process.communicate()
+    finally:
+        for node in nodes:
+            kill_tree(node)
+        shutil.rmtree(variables["RAY_TMPDIR"], ignore_errors=True)
+    assert process.returncode == 0, errors
+    assert len(list(tmp_path.glob("laptop/*/finished"))) == 4
+    assert Path(f"{victim}.log").read_text().count("$ python") == 2
+    for method, seed in itertools.product(("base", "qmp"), (1, 2)):
+        more = ["--no-qmp"] if method == "base" else []
+        whole = tmp_path / f"{method}-{seed}"
+        qmp_sac.main([*flags.split(), *more, "--seed", str(seed), "--run-dir", str(whole)])
+        for file in ("evaluations.csv", "mixture.csv"):
+            found = tmp_path / "laptop" / f"PointReach-v0__qmp_sac__{method}__{seed}" / file
+            assert found.read_bytes() == (whole / file).read_bytes()
+
+
+def kill_tree(process):
+    """Kill a process and all that it has started, at once."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        for member in [*parent.children(recursive=True), parent]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+    process.wait()
 
 
 @pytest.mark.parametrize(
