@@ -34,6 +34,8 @@ class Args:
     """blocks of steps of each environment"""
     seconds: float = 0.3
     """about how long a block takes"""
+    output: Path = ROOT / "benchmark" / "results" / "env_speed.csv"
+    """the file to write"""
 
 
 def package_meta_world(name: str) -> gym.Env:
@@ -98,8 +100,7 @@ def main(args: Args) -> None:
             f"{env_id:22}{ours:9,.0f} steps/s; all tasks {sync:9,.0f}, async {parallel:9,.0f}"
             + (f"   {theirs[0]:9,.0f} {package}, ratio {ratio:.2f}" if theirs else "")
         )
-    path = ROOT / "benchmark" / "results" / "env_speed.csv"
-    with open(path, "w", newline="") as file:
+    with open(args.output, "w", newline="") as file:
         writer = csv.writer(file)
         names = "env_id task steps_per_second package package_steps_per_second ratio all_tasks all_tasks_async"
         writer.writerow(names.split())

@@ -320,6 +320,18 @@ def test_a_run_that_is_under_way(results, tmp_path):
     plot.main([str(run_dir)])
 
 
+def test_variants_are_compared_where_all_of_them_have_been(results, tmp_path):
+    """At the last step that all have reached; nothing is said of a script without such a step."""
+    fake(tmp_path / "runs", lambda t: 0.1 * t, "base", 1)
+    fake(tmp_path / "runs", lambda t: 0.1 * t, "qmp-uniform", 1, evaluations=4)
+    _, more = draw(tmp_path / "runs", results)
+    assert "`qmp_sac.py`, 400 steps:" in more and "| alone | 1 | 0.40 (1 seed) |" in more
+    file = fake(tmp_path / "runs", lambda t: 0.1 * t, "qmp-softmax", 1, evaluations=1) / "evaluations.csv"
+    file.write_text(file.read_text().replace("\n100,", "\n150,"))
+    _, more = draw(tmp_path / "runs", results)
+    assert "### PointReach-v0" in more and "`qmp_sac.py`," not in more
+
+
 def test_no_runs(results, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         draw(tmp_path / "nowhere", results)

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import env_speed
+import gymnasium as gym
 import numpy as np
 import pytest
 import speed
@@ -105,3 +107,27 @@ def test_products_are_those_of_an_update():
     torch.set_default_dtype(torch.float32)
     for size in ((2, 4), (3, 7)):
         assert speed.flops(speed.products(*size)) == speed.flops(speed.updaters("qmp_sac", *size)["stacked"])
+
+
+def test_env_speed_counts_the_steps_of_all_tasks(monkeypatch):
+    """On a clock that moves a second with every reading, a block lasts one second, whatever it does in it."""
+    ticks = iter(range(1000))
+    monkeypatch.setattr(env_speed.time, "perf_counter", lambda: next(ticks))
+    single = gym.make("qmp/PointReach-v0", task=3)
+    single.reset()
+    assert env_speed.block(single, 120) == 120  # past its 50 steps, with resets
+    everything = env_speed.envs.make_vec("PointReach-v0", 0)
+    everything.reset()
+    assert env_speed.block(everything, 120) == 4 * 120
+
+
+def test_env_speed_writes_a_row_for_each_environment(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        env_speed.envs, "TASKS", {name: env_speed.envs.TASKS[name] for name in ("Maze-v0", "Walker2dMT4-v0")}
+    )
+    env_speed.main(env_speed.Args(blocks=3, seconds=0, output=tmp_path / "env_speed.csv"))
+    maze, walker = speed.read(tmp_path / "env_speed.csv")
+    assert (maze["env_id"], maze["package"], maze["ratio"]) == ("Maze-v0", "", "")
+    assert (walker["env_id"], walker["package"]) == ("Walker2dMT4-v0", "Walker2d-v5")
+    names = ("steps_per_second", "package_steps_per_second", "ratio", "all_tasks", "all_tasks_async")
+    assert all(float(walker[name]) > 0 for name in names)
