@@ -169,7 +169,8 @@ def collect(runs: Path, output: Path) -> None:
     for path in sorted(runs.glob("*/*__*__*__*/evaluations.csv")):
         folder = path.parent
         env_id, script, method, seed = folder.name.split("__")
-        run = {"env": env_id, "budget": folder.parent.name, "script": script, "method": method, "seed": seed}
+        run = {"env": env_id, "budget": folder.parent.name, "script": script, "qmp": str(method != "base")}
+        run |= {"method": method, "seed": seed}
         _, rows, mixture = load(folder)
         if not rows:
             continue

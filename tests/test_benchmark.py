@@ -376,5 +376,6 @@ def test_readmes_show_the_committed_results():
     rows = plot.read(plot.RESULTS / "speed.csv")
     assert shown.partition("<!-- end of speed -->")[0].strip() == speed.tables(rows).strip()
     for _, env_id, rows in plot.results(plot.RESULTS, ".csv"):
-        names = "env budget script method seed global_step task success_rate episodic_return".split()
+        names = "env budget script qmp method seed global_step task success_rate episodic_return".split()
         assert list(rows[0])[: len(names)] == names, env_id
+        assert all(row["qmp"] == str(row["method"] != "base") for row in rows), env_id
