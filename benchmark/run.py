@@ -69,9 +69,9 @@ SETTINGS = {
         mtsac="--policy-lr 1e-3 --q-lr 1e-3 --hidden-sizes 512 512",
     ),
     "Maze-v0": Setting(
-        paper="--total-timesteps 12e6 --learning-starts 30_000 --eval-frequency 200_000",
-        laptop="--total-timesteps 2e6 --learning-starts 30_000 --eval-frequency 100_000",
-        flags="--batch-size 256 --train-frequency 6",
+        paper="--total-timesteps 12e6 --learning-starts 30_000 --eval-frequency 200_000 --batch-size 256",
+        laptop="--total-timesteps 2e6 --learning-starts 30_000 --eval-frequency 100_000 --batch-size 64",
+        flags="--train-frequency 6",
     ),
     "MetaWorldCDS-v0": Setting(
         paper="--total-timesteps 10e6 --learning-starts 20_000 --eval-frequency 200_000",
