@@ -12,12 +12,11 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import matplotlib
 import numpy as np
 import tyro
-from run import METHODS
+from run import METHODS, fail
 from scipy.stats import bootstrap
 
 matplotlib.use("Agg")
@@ -79,11 +78,13 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def write(path: Path, rows: list[dict]) -> None:
-    """Write rows, all with the same columns, as a CSV file."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+    """Write rows as a CSV file, whole or not at all; a column that a row lacks stays empty in it."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, dict.fromkeys(itertools.chain.from_iterable(rows)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    temporary.replace(path)
 
 
 def whole(rows: list[dict[str, str]], size: int) -> list[dict[str, str]]:
@@ -157,10 +158,19 @@ def key(row: dict[str, str]) -> tuple:
 
 
 def merge(path: Path, new: list[dict]) -> None:
-    """Put rows into a CSV file, in place of those of the same runs."""
-    found = {key(row) for row in new}
-    rows = [row for row in read(path) if key(row) not in found] + new
-    write(path, sorted(rows, key=key))
+    """Put the rows of runs into a CSV file, in place of older rows of the same runs unless these had got further."""
+    runs = {}
+    for rows in (read(path), new):
+        grouped = itertools.groupby(sorted(rows, key=key), key)
+        for run, found in ((run, list(found)) for run, found in grouped):
+            runs[run] = max(found, runs.get(run, found), key=lambda rows: max(map(step_of, rows)))
+    if runs:
+        write(path, [row for run in sorted(runs) for row in runs[run]])
+
+
+def step_of(row: dict[str, str]) -> int:
+    """The step of a row, or the last one of its run."""
+    return int(row.get("steps") or row["global_step"])
 
 
 def collect(runs: Path, output: Path) -> None:
@@ -222,6 +232,8 @@ def draw_curves(axes, rows: list[dict[str, str]], metric: str, methods: list[str
         if not chosen:
             continue
         steps, values = curves(chosen, metric)
+        if not len(steps):
+            continue
         label = f"{LABELS.get(method, METHODS[method])}, {len(values)} seed{'s' if len(values) > 1 else ''}"
         k = 2 * list(METHODS).index(method)  # the strong colours of the map first, then the pale ones
         color = plt.colormaps["tab20"](k % 20 + k // 20)
@@ -230,7 +242,8 @@ def draw_curves(axes, rows: list[dict[str, str]], metric: str, methods: list[str
     axes.set(xlabel="environment steps, summed over tasks", ylabel=metric.replace("_", " "), ylim=(-0.05, 1.05))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     place = {"loc": "lower right"} if len(methods) < 4 else {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
-    axes.legend(fontsize="x-small", **place)
+    if axes.lines:
+        axes.legend(fontsize="x-small", **place)
 
 
 def plot_panels(panels: list[tuple[str, str, list[dict[str, str]]]], methods: list[str], path: Path) -> Path:
@@ -376,15 +389,10 @@ def insert(path: Path, text: str, name: str) -> None:
     path.write_text(f"{before}{start}\n{text}\n{end}{rest.partition(end)[2]}")
 
 
-def fail(message: str) -> NoReturn:
-    """End the program for bad input: one line on stderr, exit code 2."""
-    print(f"plot.py: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 def main(argv: list[str]) -> None:
     """Plot the run that is named, or the newest, or all results."""
     args = tyro.cli(Args, args=argv)
+    args.output = args.output.resolve()
     if args.results:
         if not args.runs.is_dir():
             fail(f"no folder {args.runs}; benchmark/run.py makes it")

@@ -40,8 +40,8 @@ class Setting:
 
     paper: str
     """total steps and those before the first training, as in the paper"""
-    laptop: str
-    """the same, reduced"""
+    laptop: str = ""
+    """the same, reduced; empty where there is nothing to reduce"""
     flags: str = ""
     """of every script"""
     mtsac: str = ""
@@ -49,19 +49,10 @@ class Setting:
 
 
 SETTINGS = {
-    "PointReach-v0": Setting(
-        paper="--total-timesteps 40_000 --learning-starts 2_000",
-        laptop="--total-timesteps 40_000 --learning-starts 2_000",
-    ),
+    "PointReach-v0": Setting("--total-timesteps 40_000 --learning-starts 2_000"),
     # As many steps of each task, whatever their number.
-    "PointReach2-v0": Setting(
-        paper="--total-timesteps 20_000 --learning-starts 1_000",
-        laptop="--total-timesteps 20_000 --learning-starts 1_000",
-    ),
-    "PointReach8-v0": Setting(
-        paper="--total-timesteps 80_000 --learning-starts 4_000",
-        laptop="--total-timesteps 80_000 --learning-starts 4_000",
-    ),
+    "PointReach2-v0": Setting("--total-timesteps 20_000 --learning-starts 1_000"),
+    "PointReach8-v0": Setting("--total-timesteps 80_000 --learning-starts 4_000"),
     "MultistageReacher-v0": Setting(
         paper="--total-timesteps 2e6 --learning-starts 50_000 --eval-frequency 20_000",
         laptop="--total-timesteps 600_000 --learning-starts 10_000 --eval-frequency 20_000",
@@ -152,16 +143,32 @@ class Run:
     total: int
     """steps"""
 
+    @property
+    def log(self) -> Path:
+        """Its command and its output, beside the folder."""
+        return Path(f"{self.folder}.log")
+
     def finished(self) -> bool:
         """Whether it needs no more."""
         return (self.folder / "finished").exists()
+
+    def checkpointed(self) -> bool:
+        """Whether there is something to go on from."""
+        return (self.folder / "checkpoint.pt").exists()
+
+    def begun_as(self) -> str:
+        """The command that began what there is of it; its own if there is nothing, or nothing is known."""
+        if not (self.checkpointed() and self.log.exists()):
+            return " ".join(self.command)
+        return self.log.read_text().partition("\n")[0].removeprefix("$ ")
 
 
 def command(env_id: str, script: str, method: str, seed: int, budget: str) -> list[str]:
     """The words of a run's command, as a user would type it."""
     setting = SETTINGS[env_id]
+    steps = budget == "laptop" and setting.laptop or setting.paper
     extra = setting.mtsac if script == "qmp_mtsac" else ""
-    flags = f"{getattr(setting, budget)} {setting.flags} {extra} {METHODS[method]}"
+    flags = f"{steps} {setting.flags} {extra} {METHODS[method]}"
     return f"python {script}.py --env-id {env_id} --seed {seed} {flags}".split()
 
 
@@ -189,28 +196,27 @@ def last_step(run: Run) -> int:
 def execute(run: Run, stop: Path) -> str | None:
     """Train until the run is finished, from its checkpoint if there is one. Returns what went wrong, None if nothing.
 
-    The command and its output go to a file beside the folder. When `stop` exists it ends the training, which writes a
-    checkpoint. A lock beside the folder, which the training inherits, keeps a second one from starting in it.
+    When `stop` exists it ends the training, which writes a checkpoint. A lock beside the folder, which the training
+    inherits, keeps a second one from starting in it.
     """
     folder, error = run.folder, None
     folder.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(ATTEMPTS):
-        if stop.exists():
-            return "stopped"
-        with open(f"{folder}.log", "a") as log, open(f"{folder}.lock", "w") as lock:
+        with open(f"{folder}.lock", "w") as lock:
             while not try_lock(lock):
                 if stop.exists():
                     return "stopped"
                 time.sleep(1)
             words = [sys.executable, *run.command[1:], "--run-dir", str(folder), "--num-threads", "1"]
-            if (folder / "checkpoint.pt").exists():
+            if run.checkpointed():
                 words = [sys.executable, run.command[1], "--run-dir", str(folder), "--resume"]
             else:
                 shutil.rmtree(folder, ignore_errors=True)  # it was killed before its first checkpoint
             start = time.time()
-            print("$", *run.command, file=log, flush=True)
-            output = {"stdout": log, "stderr": log, "pass_fds": [lock.fileno()]}
-            process = subprocess.Popen(words, cwd=ROOT, start_new_session=True, **output)
+            with open(run.log, "a" if run.checkpointed() else "w") as log:
+                print("$", *run.command, file=log, flush=True)
+                output = {"stdout": log, "stderr": log, "pass_fds": [lock.fileno()]}
+                process = subprocess.Popen(words, cwd=ROOT, start_new_session=True, **output)
             while (code := process.poll()) is None and not stop.exists():
                 time.sleep(1)
             process.terminate()
@@ -220,13 +226,12 @@ def execute(run: Run, stop: Path) -> str | None:
                 print(f"{(time.time() - start) / 3600:.3f}", file=hours)
         if code is None:
             return "stopped"
-        # A run that was killed between its last checkpoint and its end needs no more; --resume exits with 2.
-        if code == 0 or (code == 2 and last_step(run) >= run.total):
+        last_line = run.log.read_text().splitlines()[-1]
+        # A run that was killed between its last checkpoint and its end needs no more; --resume says so, with code 2.
+        if code == 0 or "the run is finished" in last_line:
             (folder / "finished").touch()
             return None
-        error = f"exit code {code}: {Path(f'{folder}.log').read_text().splitlines()[-1]}"
-        if code == 2:  # a mistake in the command, which stays one
-            break
+        error = f"exit code {code}: {last_line}"
     return error
 
 
@@ -250,18 +255,22 @@ def success(run: Run) -> float:
 def run_all(args: Args, runs: list[Run], ray) -> int:
     """Run everything that is not finished. Returns the exit code."""
     stop = args.runs.resolve() / f"stop-{platform.node()}-{os.getpid()}"
+    stop.parent.mkdir(parents=True, exist_ok=True)
     task = ray.remote(num_cpus=1, max_retries=ATTEMPTS)(execute)
-    pending = {task.remote(run, stop): run for run in runs if not run.finished()}
-    print(f"{len(runs)} runs, {len(runs) - len(pending)} of them finished before")
-    failed, total = [], sum(run.total for run in runs)
+    waiting = [run for run in runs if not run.finished()]
+    print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before")
+    pending, failed, total = {}, [], sum(run.total for run in runs)
     bar = tqdm(total=total, initial=sum(map(steps_done, runs)), unit="step", unit_scale=True, disable=None)
     try:
+        pending |= {task.remote(run, stop): run for run in waiting}
         while pending:
             ready, _ = ray.wait(list(pending), timeout=5)
             for reference in ready:
                 run = pending.pop(reference)
                 try:
                     error = ray.get(reference)
+                except ray.exceptions.RayTaskError as problem:  # of `execute`: a full disk, say
+                    error = str(problem).splitlines()[-1]
                 except ray.exceptions.RayError as problem:
                     error = str(problem).splitlines()[0]
                 if error:
@@ -272,13 +281,12 @@ def run_all(args: Args, runs: list[Run], ray) -> int:
             bar.set_postfix(finished=f"{sum(run.finished() for run in runs)}/{len(runs)}")
     except KeyboardInterrupt:
         print("\ncheckpointing every run ...", file=sys.stderr)
-        stop.parent.mkdir(parents=True, exist_ok=True)
         stop.touch()
         if pending:
             ray.wait(list(pending), num_returns=len(pending))
-        stop.unlink()
         return 130
     finally:
+        stop.unlink(missing_ok=True)
         bar.close()
     for run, error in failed:
         print(f"failed: {run.folder}: {error}", file=sys.stderr)
@@ -292,7 +300,7 @@ def steps_done(run: Run) -> int:
 
 def fail(message: str) -> NoReturn:
     """End the program for bad input: one line on stderr, exit code 2."""
-    print(f"run.py: error: {message}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -310,6 +318,9 @@ def main(args: Args) -> int:
     if args.dry_run:
         print("\n".join(" ".join(run.command) for run in runs))
         return 0
+    for run in runs:
+        if run.begun_as() != " ".join(run.command):
+            fail(f"{run.folder} was begun as: {run.begun_as()}; delete it, or choose another --runs")
     try:
         import ray
     except ImportError:
@@ -317,7 +328,7 @@ def main(args: Args) -> int:
     cores = {"num_cpus": args.jobs} if args.address == "local" else {}
     try:
         ray.init(address=args.address, include_dashboard=False, log_to_driver=False, logging_level="warning", **cores)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         fail(f"--address {args.address}: {str(error).splitlines()[0]}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Ray has set its own
     try:

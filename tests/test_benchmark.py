@@ -103,11 +103,21 @@ def test_runs_are_finished_resumed_and_failures_listed(tmp_path):
     log = (folder.parent / f"{folder.name}.log").read_text()
     assert log.startswith(f"$ python qmp_sac.py --env-id PointReach-v0 --seed 1 {TINY}\n")
     assert "already exists" not in log  # it went on from the checkpoint
+    process = drive(tmp_path, TINY + " --gamma 0.9", "qmp")  # the table of settings has changed since
+    _, errors = process.communicate()
+    assert process.returncode == 2 and errors.count("\n") == 1
+    assert f"was begun as: python qmp_sac.py --env-id PointReach-v0 --seed 1 {TINY}; delete it" in errors
     before = (folder / "args.json").stat().st_mtime_ns
     process = drive(tmp_path, TINY, "qmp")
     assert "1 runs, 1 of them finished before" in process.communicate()[0]
     assert process.returncode == 0
     assert (folder / "args.json").stat().st_mtime_ns == before
+    shutil.rmtree(folder)  # but not the log beside it
+    (planned,) = run.matrix(run.Args(scripts=["qmp_sac"], methods=["qmp"], seeds=[1], runs=tmp_path))
+    assert (
+        run.execute(dataclasses.replace(planned, command=planned.command[:6] + TINY.split()), tmp_path / "stop") is None
+    )
+    assert planned.log.read_text().count("$ python") == 1
 
 
 def test_stopped_by_a_signal_leaves_a_checkpoint(tmp_path):
@@ -159,7 +169,7 @@ def test_a_node_of_a_cluster_is_killed(tmp_path):
     variables |= {"PYTHONPATH": str(ROOT / "benchmark"), "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray")}  # a short path
     ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1"]
     head = ["--head", f"--port={address.split(':')[1]}", "--include-dashboard=false"]
-    nodes = []
+    nodes, process = [], None
     try:
         for role in (head, [f"--address={address}"]):
             options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -179,8 +189,8 @@ def test_a_node_of_a_cluster_is_killed(tmp_path):
         assert not (victim / "finished").exists()
         output, errors = process.communicate()
     finally:
-        for node in nodes:
-            kill_tree(node)
+        for started in [process, *nodes] if process else nodes:
+            kill_tree(started)
         shutil.rmtree(variables["RAY_TMPDIR"], ignore_errors=True)
     assert process.returncode == 0, errors
     assert len(list(tmp_path.glob("laptop/*/finished"))) == 4
@@ -330,6 +340,53 @@ def test_variants_are_compared_where_all_of_them_have_been(results, tmp_path):
     file.write_text(file.read_text().replace("\n100,", "\n150,"))
     _, more = draw(tmp_path / "runs", results)
     assert "### PointReach-v0" in more and "`qmp_sac.py`," not in more
+
+
+def test_who_got_further_is_kept(results, tmp_path):
+    """Someone begins a committed run again, and plots before it is done."""
+    fake(tmp_path / "runs", lambda t: 0.5, "base", 1)
+    fake(tmp_path / "runs", lambda t: 0.5, "qmp", 1)
+    draw(tmp_path / "runs", results)
+    before = {path.name: path.read_text() for path in results.glob("*.csv")}
+    assert len(before) == 3
+    fake(tmp_path / "again", lambda t: 1.0, "qmp", 1, evaluations=4)
+    (tmp_path / "again" / "laptop" / "PointReach-v0__qmp_sac__qmp__1" / "mixture.csv").unlink()
+    text, _ = draw(tmp_path / "again", results)
+    assert "| 1,000 | 1 | 0.50 (1 seed) | 0.50 (1 seed) |" in text
+    assert {path.name: path.read_text() for path in results.glob("*.csv")} == before
+
+
+def test_a_first_evaluation_without_a_mixture(results, tmp_path):
+    """As long as actions are random there are evaluations only; and two seeds may have no step in common."""
+    for seed in (1, 2):
+        run_dir = fake(tmp_path / "runs", lambda t: 0.5, "qmp", seed, evaluations=1)
+        (run_dir / "mixture.csv").unlink()
+        file = run_dir / "evaluations.csv"
+        file.write_text(file.read_text().replace("\n100,", f"\n{100 * seed},"))
+    draw(tmp_path / "runs", results)
+    assert {path.name for path in results.glob("*.csv")} == {"PointReach-v0.csv", "runs.csv"}
+    assert len(plot.read(results / "runs.csv")) == 2
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "rows.csv"
+    plot.write(path, [{"a": 1}, {"b": 2, "a": 3}])
+    assert path.read_text() == "a,b\n1,\n3,2\n"
+
+    class Broken:
+        def __str__(self):
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError):
+        plot.write(path, [{"a": 2}, {"a": Broken()}])
+    assert path.read_text() == "a,b\n1,\n3,2\n"
+
+
+def test_the_readmes_are_found_from_a_relative_path(results, tmp_path, monkeypatch):
+    fake(tmp_path / "runs", lambda t: 0.5, "qmp", 1)
+    monkeypatch.chdir(tmp_path)
+    plot.main(["--results", "--runs", "runs", "--output", "results"])
+    assert "PointReach-v0_mixture.png" in (tmp_path / "benchmark" / "README.md").read_text()
 
 
 def test_no_runs(results, tmp_path, capsys):
