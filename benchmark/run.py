@@ -61,7 +61,8 @@ SETTINGS = {
     ),
     "Maze-v0": Setting(
         paper="--total-timesteps 12e6 --learning-starts 30_000 --eval-frequency 200_000 --batch-size 256",
-        laptop="--total-timesteps 2e6 --learning-starts 30_000 --eval-frequency 100_000 --batch-size 64",
+        laptop="--total-timesteps 6e6 --learning-starts 30_000 --eval-frequency 100_000 --batch-size 64 "
+        "--checkpoint-frequency 200_000",
         flags="--train-frequency 6",
     ),
     "MetaWorldCDS-v0": Setting(

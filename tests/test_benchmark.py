@@ -60,7 +60,7 @@ def test_matrix(tmp_path, capsys):
     assert [r.folder.name for r in runs] == [
         f"Maze-v0__qmp_sac__{method}__{seed}" for seed in (3, 4) for method in ("base", "qmp")
     ]
-    assert {r.total for r in runs} == {2_000_000}
+    assert {r.total for r in runs} == {6_000_000}
     assert run.main(args) == 0
     assert capsys.readouterr().out.splitlines() == [" ".join(r.command) for r in runs]
     assert not list(tmp_path.iterdir())
