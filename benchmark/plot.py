@@ -16,7 +16,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import tyro
-from run import METHODS, fail
+from run import METHODS, Run, fail
 from scipy.stats import bootstrap
 
 matplotlib.use("Agg")
@@ -159,13 +159,23 @@ def key(row: dict[str, str]) -> tuple:
 
 def merge(path: Path, new: list[dict]) -> None:
     """Put the rows of runs into a CSV file, in place of older rows of the same runs unless these had got further."""
-    runs = {}
-    for rows in (read(path), new):
-        grouped = itertools.groupby(sorted(rows, key=key), key)
-        for run, found in ((run, list(found)) for run, found in grouped):
-            runs[run] = max(found, runs.get(run, found), key=lambda rows: max(map(step_of, rows)))
+    runs = by_run(read(path))
+    for run, rows in by_run(new).items():
+        before, now = (step_of(found[-1]) if found else 0 for found in (runs[run], rows))
+        if before > now:
+            print(f"{path.name} keeps {before:,} steps of {run}; the run found has {now:,}")
+        else:
+            runs[run] = rows
     if runs:
         write(path, [row for run in sorted(runs) for row in runs[run]])
+
+
+def by_run(rows: list[dict]) -> defaultdict[tuple, list[dict]]:
+    """The rows of each run, in their order."""
+    runs = defaultdict(list)
+    for row in rows:
+        runs[key(row)].append(row)
+    return runs
 
 
 def step_of(row: dict[str, str]) -> int:
@@ -192,9 +202,7 @@ def collect(runs: Path, output: Path) -> None:
         run |= {"steps": rows[-1]["global_step"], "finished": (folder / "finished").exists()}
         run |= {"hours": f"{sum(map(float, hours)):.2f}", "git_commit": record["git_commit"]}
         run |= {name: record["versions"][name] for name in ("python", "torch", "gymnasium", "mujoco", "metaworld")}
-        log = Path(f"{folder}.log")
-        command = log.read_text().partition("\n")[0].removeprefix("$ ") if log.exists() else ""
-        records.append(run | {"command": command})
+        records.append(run | {"command": Run(folder, command=[], total=0).begun_as()})
     for env_id, rows in evaluations.items():
         merge(output / f"{env_id}.csv", rows)
     for env_id, rows in mixtures.items():

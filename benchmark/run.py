@@ -159,7 +159,7 @@ class Run:
 
     def begun_as(self) -> str:
         """The command that began what there is of it; its own if there is nothing, or nothing is known."""
-        if not (self.checkpointed() and self.log.exists()):
+        if not (self.log.exists() and (self.finished() or self.checkpointed())):
             return " ".join(self.command)
         return self.log.read_text().partition("\n")[0].removeprefix("$ ")
 
@@ -204,10 +204,10 @@ def execute(run: Run, stop: Path) -> str | None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(ATTEMPTS):
         with open(f"{folder}.lock", "w") as lock:
-            while not try_lock(lock):
-                if stop.exists():
-                    return "stopped"
+            while not (locked := try_lock(lock)) and not stop.exists():
                 time.sleep(1)
+            if not locked or stop.exists():
+                return "stopped"
             words = [sys.executable, *run.command[1:], "--run-dir", str(folder), "--num-threads", "1"]
             if run.checkpointed():
                 words = [sys.executable, run.command[1], "--run-dir", str(folder), "--resume"]

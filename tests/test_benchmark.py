@@ -123,7 +123,7 @@ def test_runs_are_finished_resumed_and_failures_listed(tmp_path):
 def test_stopped_by_a_signal_leaves_a_checkpoint(tmp_path):
     folder = tmp_path / "laptop" / "PointReach-v0__qmp_sac__qmp__1"
     flags = TINY.replace("--total-timesteps 400", "--total-timesteps 4000000 --checkpoint-frequency 1e9")
-    process = drive(tmp_path, flags, "qmp")
+    process = drive(tmp_path, flags, "qmp", "base")  # the second one waits for the only core
     while not (folder / "evaluations.csv").exists() or len((folder / "evaluations.csv").read_text().splitlines()) < 2:
         assert process.poll() is None
         time.sleep(0.1)
@@ -133,6 +133,7 @@ def test_stopped_by_a_signal_leaves_a_checkpoint(tmp_path):
     stopped = torch.load(folder / "checkpoint.pt")["global_step"]
     assert stopped > 0 and not (folder / "finished").exists()
     assert not list(tmp_path.glob("stop*"))
+    assert not list(tmp_path.glob("laptop/*base*/*")) and not list(tmp_path.glob("laptop/*base*.log"))
     assert float((folder / "hours").read_text()) >= 0
 
 
@@ -187,7 +188,7 @@ def test_a_node_of_a_cluster_is_killed(tmp_path):
                     victim = Path(words[words.index("--run-dir") + 1]) if "--run-dir" in words else victim
         kill_tree(nodes[1])
         assert not (victim / "finished").exists()
-        output, errors = process.communicate()
+        _, errors = process.communicate(timeout=600)
     finally:
         for started in [process, *nodes] if process else nodes:
             kill_tree(started)
@@ -244,7 +245,7 @@ def fake(folder, curve, method, seed, env_id="PointReach-v0", budget="laptop", e
             row = {"global_step": 100 * t, "task": task, "success_rate": curve(t) + sign * 0.25 * (t < 10)}
             rows.append(row | {"episodic_return": -t, "episodic_length": 50})
     plot.write(run_dir / "evaluations.csv", rows)
-    shares = [(t, i, j, 0.75 if i == j else 0.25) for t in (100, 1000) for i in range(2) for j in range(2)]
+    shares = [(t, i, j, 0.75 if i == j else 0.25) for t in (100, 100 * evaluations) for i in range(2) for j in range(2)]
     names = ("global_step", "task", "policy", "probability")
     plot.write(run_dir / "mixture.csv", [dict(zip(names, share, strict=True)) for share in shares])
     versions = dict.fromkeys(("python", "torch", "gymnasium", "mujoco", "metaworld"), "1.0")
@@ -342,7 +343,7 @@ def test_variants_are_compared_where_all_of_them_have_been(results, tmp_path):
     assert "### PointReach-v0" in more and "`qmp_sac.py`," not in more
 
 
-def test_who_got_further_is_kept(results, tmp_path):
+def test_who_got_further_is_kept(results, tmp_path, capsys):
     """Someone begins a committed run again, and plots before it is done."""
     fake(tmp_path / "runs", lambda t: 0.5, "base", 1)
     fake(tmp_path / "runs", lambda t: 0.5, "qmp", 1)
@@ -350,8 +351,8 @@ def test_who_got_further_is_kept(results, tmp_path):
     before = {path.name: path.read_text() for path in results.glob("*.csv")}
     assert len(before) == 3
     fake(tmp_path / "again", lambda t: 1.0, "qmp", 1, evaluations=4)
-    (tmp_path / "again" / "laptop" / "PointReach-v0__qmp_sac__qmp__1" / "mixture.csv").unlink()
     text, _ = draw(tmp_path / "again", results)
+    assert "runs.csv keeps 1,000 steps of" in capsys.readouterr().out
     assert "| 1,000 | 1 | 0.50 (1 seed) | 0.50 (1 seed) |" in text
     assert {path.name: path.read_text() for path in results.glob("*.csv")} == before
 
