@@ -167,7 +167,7 @@ class Run:
 def command(env_id: str, script: str, method: str, seed: int, budget: str) -> list[str]:
     """The words of a run's command, as a user would type it."""
     setting = SETTINGS[env_id]
-    steps = budget == "laptop" and setting.laptop or setting.paper
+    steps = setting.paper if budget == "paper" else setting.laptop or setting.paper
     extra = setting.mtsac if script == "qmp_mtsac" else ""
     flags = f"{steps} {setting.flags} {extra} {METHODS[method]}"
     return f"python {script}.py --env-id {env_id} --seed {seed} {flags}".split()
@@ -263,7 +263,8 @@ def run_all(args: Args, runs: list[Run], ray) -> int:
     pending, failed, total = {}, [], sum(run.total for run in runs)
     bar = tqdm(total=total, initial=sum(map(steps_done, runs)), unit="step", unit_scale=True, disable=None)
     try:
-        pending |= {task.remote(run, stop): run for run in waiting}
+        for run in waiting:
+            pending[task.remote(run, stop)] = run
         while pending:
             ready, _ = ray.wait(list(pending), timeout=5)
             for reference in ready:
