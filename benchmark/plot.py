@@ -80,11 +80,14 @@ def read(path: Path) -> list[dict[str, str]]:
 def write(path: Path, rows: list[dict]) -> None:
     """Write rows as a CSV file, whole or not at all; a column that a row lacks stays empty in it."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, dict.fromkeys(itertools.chain.from_iterable(rows)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
+    try:
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, dict.fromkeys(itertools.chain.from_iterable(rows)), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def whole(rows: list[dict[str, str]], size: int) -> list[dict[str, str]]:
@@ -404,7 +407,10 @@ def main(argv: list[str]) -> None:
     if args.results:
         if not args.runs.is_dir():
             fail(f"no folder {args.runs}; benchmark/run.py makes it")
-        args.output.mkdir(parents=True, exist_ok=True)
+        try:
+            args.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            fail(f"cannot make the folder {args.output}: {error.strerror}")
         collect(args.runs, args.output)
         panels = []
         for name, env_id, rows in results(args.output, ".csv"):

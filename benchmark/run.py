@@ -317,6 +317,10 @@ def main(args: Args) -> int:
     if args.jobs is not None and (args.jobs < 1 or args.address != "local"):
         fail("--jobs must be at least 1, and goes with a Ray of its own only; a cluster counts its own cores")
     runs = matrix(args)
+    folder = args.runs.resolve()
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        fail(f"--runs {args.runs}: {nearest} is no folder that can be written in")
     if args.dry_run:
         print("\n".join(" ".join(run.command) for run in runs))
         return 0
@@ -338,7 +342,6 @@ def main(args: Args) -> int:
     finally:
         ray.shutdown()
     if args.suite and code == 0:
-        folder = str(args.runs.resolve())
         subprocess.run(
             [sys.executable, HERE / "plot.py", "--results", "--runs", folder, "--output", folder], check=True
         )

@@ -120,6 +120,15 @@ def test_runs_are_finished_resumed_and_failures_listed(tmp_path):
     assert planned.log.read_text().count("$ python") == 1
 
 
+def test_a_run_that_cannot_be_started_is_listed(tmp_path):
+    (tmp_path / "laptop").write_text("a file where the runs' folders go")
+    process = drive(tmp_path, TINY, "qmp")
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    (line,) = [line for line in errors.splitlines() if line.startswith("failed: ")]
+    assert "PointReach-v0__qmp_sac__qmp__1: FileExistsError" in line and str(tmp_path / "laptop") in line
+
+
 def test_stopped_by_a_signal_leaves_a_checkpoint(tmp_path):
     folder = tmp_path / "laptop" / "PointReach-v0__qmp_sac__qmp__1"
     flags = TINY.replace("--total-timesteps 400", "--total-timesteps 4000000 --checkpoint-frequency 1e9")
@@ -172,11 +181,16 @@ def test_a_node_of_a_cluster_is_killed(tmp_path):
     head = ["--head", f"--port={address.split(':')[1]}", "--include-dashboard=false"]
     nodes, process = [], None
     try:
-        for role in (head, [f"--address={address}"]):
-            options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-            nodes.append(subprocess.Popen([*ray, *role], env=os.environ | variables, **options))
-            while "Ray runtime started" not in (line := nodes[-1].stdout.readline()):
-                assert line, "the node has not started"
+        for name, role in (("head", head), ("second", [f"--address={address}"])):
+            with open(tmp_path / f"{name}.log", "w") as output:
+                nodes.append(subprocess.Popen([*ray, *role], env=os.environ | variables, stdout=output, stderr=output))
+            while "Ray runtime started" not in (said := (tmp_path / f"{name}.log").read_text()):
+                assert nodes[-1].poll() is None, said
+                time.sleep(0.1)
+        stranger = drive(tmp_path, flags, "base", address=address, **variables | {"RAY_AUTH_TOKEN": "0" * 64})
+        _, errors = stranger.communicate()
+        assert stranger.returncode == 2 and f"error: --address {address}" in errors
+        assert not list(tmp_path.glob("laptop"))
         process = drive(tmp_path, flags, "base", "qmp", seeds=2, address=address, **variables)
         victim = None
         while not victim or not plot.read(victim / "evaluations.csv"):
@@ -217,7 +231,12 @@ def kill_tree(process):
 
 @pytest.mark.parametrize(
     "flags, words",
-    [("--seeds -1", "--seeds"), ("--jobs 0", "--jobs"), ("--jobs 2 --address auto", "a cluster counts its own")],
+    [
+        ("--seeds -1", "--seeds"),
+        ("--jobs 0", "--jobs"),
+        ("--jobs 2 --address auto", "a cluster counts its own"),
+        (f"--runs {__file__}/here", f"{__file__} is no folder"),
+    ],
 )
 def test_bad_input(tmp_path, flags, words):
     process = subprocess.run(
@@ -381,6 +400,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(OSError):
         plot.write(path, [{"a": 2}, {"a": Broken()}])
     assert path.read_text() == "a,b\n1,\n3,2\n"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_readmes_are_found_from_a_relative_path(results, tmp_path, monkeypatch):
@@ -390,10 +410,11 @@ def test_the_readmes_are_found_from_a_relative_path(results, tmp_path, monkeypat
     assert "PointReach-v0_mixture.png" in (tmp_path / "benchmark" / "README.md").read_text()
 
 
-def test_no_runs(results, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        draw(tmp_path / "nowhere", results)
-    assert stop.value.code == 2 and "nowhere" in capsys.readouterr().err
+def test_no_runs_or_no_place(results, tmp_path, capsys):
+    for runs, output, word in ((tmp_path / "nowhere", results, "nowhere"), (tmp_path, Path(__file__), __file__)):
+        with pytest.raises(SystemExit) as stop:
+            draw(runs, output)
+        assert stop.value.code == 2 and word in capsys.readouterr().err
 
 
 def test_curves_end_where_the_shortest_run_does():
