@@ -1,4 +1,4 @@
-"""QMP with Divide-and-Conquer RL ("Behavior regularisation + QMP"), in one file.
+"""QMP with Divide-and-Conquer RL, in one file.
 
     python qmp_dnc.py                                           # PointReach, four tasks: a few minutes on one core
     python qmp_dnc.py --no-qmp                                  # the base method: Divide-and-Conquer
@@ -142,7 +142,7 @@ class Args:
     distill_period: int = 0
     """steps between distillations of all policies into one, from which all go on; 0 means never"""
     distill_epochs: int = 1
-    """passes over the replay in a distillation; 0 means no distillation"""
+    """passes over the replay in a distillation"""
 
     qmp: bool = True
     """act with the Q-switch mixture; --no-qmp is the base method alone"""
@@ -594,8 +594,9 @@ def open_run(args: Args, tasks: list[str], metrics: list[str], global_step: int)
         run_dir.mkdir(parents=True, exist_ok=args.resume)
     except OSError as error:
         fail(f"cannot make the folder {run_dir}: {error.strerror}")
-    git = subprocess.run("git rev-parse HEAD", shell=True, cwd=Path(__file__).parent, capture_output=True, text=True)
-    packages = ("torch", "numpy", "gymnasium", "mujoco", "metaworld")
+    describe = "git describe --always --abbrev=40 --dirty --exclude '*'"  # the commit, marked if files have changed
+    git = subprocess.run(describe, shell=True, cwd=Path(__file__).parent, capture_output=True, text=True)
+    packages = ("torch", "numpy", "gymnasium", "mujoco", "metaworld", "gymnasium-robotics")
     versions = {name: importlib.metadata.version(name) for name in packages}
     versions["python"] = sys.version.split()[0]
     record = {"args": asdict(args), "tasks": tasks, "versions": versions, "git_commit": git.stdout.strip() or None}
@@ -817,8 +818,7 @@ def train(args: Args, signals: Sequence[int] = ()) -> Agent:
                 speed = (global_step - first_step) / (time.time() - start_time)
                 writer.add_scalar("charts/SPS", speed, global_step)
 
-            period = args.distill_period * (args.distill_epochs > 0)
-            if period and global_step % period < args.train_frequency * N:
+            if args.distill_period and global_step % args.distill_period < args.train_frequency * N:
                 distill(agent.actor, agent.center, agent.actor_optimizer, rb, args)
 
         progress.update(N)
@@ -877,15 +877,13 @@ def evaluate_run(args: Args) -> None:
 def check_args(args: Args) -> None:
     """End the program for values out of range and for flags that contradict each other."""
     counts = "total_timesteps buffer_size batch_size train_frequency gradient_steps switch_period eval_episodes"
+    counts += " distill_epochs"
     limits = (
         ("at least 1", lambda x: x >= 1, counts),
         ("from 1 to 1024", lambda x: 1 <= x <= 1024, "num_threads"),
         ("from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63, "seed"),
-        (
-            "at least 0",
-            lambda x: x >= 0,
-            "learning_starts switch_samples eval_frequency checkpoint_frequency distill_period distill_epochs",
-        ),
+        ("at least 0", lambda x: x >= 0, "learning_starts switch_samples eval_frequency checkpoint_frequency"),
+        ("at least 0", lambda x: x >= 0, "distill_period"),
         ("above 0", lambda x: 0 < x < math.inf, "policy_lr q_lr alpha switch_temperature reward_scale"),
         ("from 0 to 1", lambda x: 0 <= x <= 1, "gamma tau own_policy_prob"),
         ("one or more numbers above 0", lambda x: x and min(x) > 0, "hidden_sizes"),
@@ -943,14 +941,16 @@ def main(argv: list[str]) -> None:
                 f"{args.run_dir} already exists; choose another --run-dir, delete it, or continue its run with --resume"
             )
     check_args(args)
-    signals = []
+    signals, pid = [], os.getpid()
 
     def stop(number: int, _) -> None:
         signals.append(number)
         signal.signal(number, signal.SIG_DFL)
-        report("finishing this turn and its checkpoint; a second signal ends the program at once")
+        if os.getpid() == pid:  # and not in a process of --vectorization async
+            report("finishing this turn and its checkpoint; a second signal ends the program at once")
 
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    handler = signal.SIG_DFL if args.eval_only else stop  # an evaluation has nothing to lose
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if args.eval_only:
             evaluate_run(args)
@@ -960,8 +960,8 @@ def main(argv: list[str]) -> None:
         report(f"stopped by an error: {error}; the last checkpoint is kept: --run-dir {args.run_dir} --resume")
         raise SystemExit(1) from None
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
     if signals:
         raise SystemExit(128 + signals[0])
 

@@ -561,8 +561,9 @@ def open_run(args: Args, tasks: list[str], metrics: list[str], global_step: int)
         run_dir.mkdir(parents=True, exist_ok=args.resume)
     except OSError as error:
         fail(f"cannot make the folder {run_dir}: {error.strerror}")
-    git = subprocess.run("git rev-parse HEAD", shell=True, cwd=Path(__file__).parent, capture_output=True, text=True)
-    packages = ("torch", "numpy", "gymnasium", "mujoco", "metaworld")
+    describe = "git describe --always --abbrev=40 --dirty --exclude '*'"  # the commit, marked if files have changed
+    git = subprocess.run(describe, shell=True, cwd=Path(__file__).parent, capture_output=True, text=True)
+    packages = ("torch", "numpy", "gymnasium", "mujoco", "metaworld", "gymnasium-robotics")
     versions = {name: importlib.metadata.version(name) for name in packages}
     versions["python"] = sys.version.split()[0]
     record = {"args": asdict(args), "tasks": tasks, "versions": versions, "git_commit": git.stdout.strip() or None}
@@ -902,14 +903,16 @@ def main(argv: list[str]) -> None:
                 f"{args.run_dir} already exists; choose another --run-dir, delete it, or continue its run with --resume"
             )
     check_args(args)
-    signals = []
+    signals, pid = [], os.getpid()
 
     def stop(number: int, _) -> None:
         signals.append(number)
         signal.signal(number, signal.SIG_DFL)
-        report("finishing this turn and its checkpoint; a second signal ends the program at once")
+        if os.getpid() == pid:  # and not in a process of --vectorization async
+            report("finishing this turn and its checkpoint; a second signal ends the program at once")
 
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    handler = signal.SIG_DFL if args.eval_only else stop  # an evaluation has nothing to lose
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if args.eval_only:
             evaluate_run(args)
@@ -919,8 +922,8 @@ def main(argv: list[str]) -> None:
         report(f"stopped by an error: {error}; the last checkpoint is kept: --run-dir {args.run_dir} --resume")
         raise SystemExit(1) from None
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
     if signals:
         raise SystemExit(128 + signals[0])
 

@@ -156,7 +156,7 @@ def equal(a: Path, b: Path) -> bool:
 
 
 def main(args: Args) -> int:
-    """Kill and resume. Returns the exit code: 0 if every resumed run equals the undisturbed one."""
+    """Kill and resume. Returns the exit code: 0 if most runs were killed and each, resumed, equals the undisturbed."""
     importlib.import_module(args.script)  # once, for all children
     random.seed(args.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -192,7 +192,7 @@ def main(args: Args) -> int:
             print(f"{i + 1}: {env_id}, {moment}: {'equal' if result else 'DIFFERENT'}", flush=True)
             shutil.rmtree(run_dir)
     print(f"{args.kills} runs killed {deaths} times, {exact} equal to the run that was never stopped")
-    return int(exact < args.kills)
+    return int(exact < args.kills or deaths < args.kills // 2)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,11 @@ def load(run_dir: Path) -> tuple[list[str], list[dict[str, str]], list[dict[str,
     return tasks, whole(evaluations, len(tasks)), whole(mixture, len(tasks) ** 2)
 
 
+def has_mixture(run_dir: Path) -> bool:
+    """Whether a folder is that of a run in which policies, and not chance alone, have acted."""
+    return (run_dir / "args.json").exists() and bool(load(run_dir)[2])
+
+
 def read_mixture(rows: list[dict[str, str]]) -> tuple[np.ndarray, np.ndarray]:
     """Steps [T] and the share of each policy in each task's acting [T, N, P], from the rows of mixture.csv."""
     steps = np.unique([int(row["global_step"]) for row in rows])
@@ -430,9 +435,9 @@ def main(argv: list[str]) -> None:
             insert(ROOT / "benchmark" / "README.md", details(RESULTS), "results")
         return
     newest = sorted(Path("runs").glob("**/mixture.csv"), key=lambda path: path.stat().st_mtime)
-    drawable = [path.parent for path in newest if read(path)]
+    drawable = [path.parent for path in newest if has_mixture(path.parent)]
     run = args.run or (drawable[-1] if drawable else None)
-    if run is None or not read(run / "mixture.csv"):
+    if run is None or not has_mixture(run):
         fail(f"no run with a mixture in {run or 'runs/'}")
     print(f"plots in {plot_run(run)}")
 

@@ -39,11 +39,11 @@ class Setting:
     """How an environment is trained: the authors' hyper-parameters, in the flags of our scripts."""
 
     paper: str
-    """total steps and those before the first training, as in the paper"""
+    """of the paper's budget: total steps and what depends on them, on some also the batch"""
     laptop: str = ""
-    """the same, reduced; empty where there is nothing to reduce"""
+    """in place of these on a laptop; empty where there is nothing to reduce"""
     flags: str = ""
-    """of every script"""
+    """of both budgets"""
     mtsac: str = ""
     """of qmp_mtsac.py in addition"""
 

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import matplotlib
 import numpy as np
@@ -34,7 +35,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from plot import RESULTS, insert, markdown, read, save, select, write
-from run import SETTINGS, command
+from run import SETTINGS, Script, command
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.optim import Adam
@@ -47,7 +48,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 from envs import make_vec  # noqa: E402
 
-SCRIPTS = ("qmp_sac", "qmp_mtsac", "qmp_dnc", "qmp_uds")
+SCRIPTS = get_args(Script)
 TASKS = (1, 2, 5, 10, 25, 50)
 O, A = 15, 6  # as in MultistageReacher
 CPU = torch.device("cpu")

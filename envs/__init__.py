@@ -71,6 +71,8 @@ TASKS: dict[str, tuple[str, ...]] = {env_id: family.tasks for env_id, family in 
 MIN_REWARDS: dict[str, tuple[float, ...]] = {env_id: family.min_rewards for env_id, family in _FAMILIES.items()}
 """Reward per step of each task that stands for an unknown one, in data borrowed from other tasks (see qmp_uds.py)."""
 
+_VECTORIZATIONS = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}
+
 for _env_id, _family in _FAMILIES.items():
     gym.register(
         f"qmp/{_env_id}",
@@ -100,6 +102,11 @@ class TaskSeeds(VectorWrapper):
             seed = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(self.num_envs)]
         return self.env.reset(seed=seed, options=options)
 
+    def __del__(self):
+        # Left to itself, AsyncVectorEnv ends its processes while they listen, and each complains at length.
+        if "env" in vars(self) and not self.closed:
+            self.close()
+
 
 def make_vec(env_id: str, seed: int, vectorization: str = "sync", render_mode: str | None = None) -> VectorEnv:
     """Make all tasks of `env_id` as one vector environment; sub-environment i is task i.
@@ -116,8 +123,11 @@ def make_vec(env_id: str, seed: int, vectorization: str = "sync", render_mode: s
         `infos["success"]`.
 
     Raises:
-        ValueError: unknown `env_id`, a function of yours that fails or breaks this contract, no OpenGL to render with.
+        ValueError: unknown `env_id` or `vectorization`, a function of yours that fails or breaks this contract, no
+            OpenGL to render with.
     """
+    if vectorization not in _VECTORIZATIONS:
+        raise ValueError(f"vectorization must be one of {', '.join(_VECTORIZATIONS)}, not '{vectorization}'")
     if ":" in env_id:
         return TaskSeeds(_make_custom(env_id, seed, vectorization, render_mode), seed)
     if env_id not in TASKS:
@@ -132,7 +142,7 @@ def make_vec(env_id: str, seed: int, vectorization: str = "sync", render_mode: s
         functools.partial(gym.make, f"qmp/{env_id}", task=i, render_mode=render_mode, disable_env_checker=True)
         for i in range(len(TASKS[env_id]))
     ]
-    make = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[vectorization]
+    make = _VECTORIZATIONS[vectorization]
     return TaskSeeds(make(thunks, autoreset_mode=AutoresetMode.SAME_STEP), seed)
 
 

@@ -69,6 +69,8 @@ import mujoco
 import numpy as np
 from gymnasium.envs.mujoco.mujoco_rendering import OffScreenViewer
 
+from envs.tasks import task_number
+
 
 class Element(NamedTuple):
     """What two opposite tasks move, a row of the module's table; pairs are in the order of the tasks."""
@@ -146,9 +148,7 @@ class KitchenMT10(gym.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 12}
 
     def __init__(self, task: int, render_mode: str | None = None):
-        if task not in range(len(TASKS)):
-            raise ValueError(f"task of KitchenMT10 must be an integer from 0 to {len(TASKS) - 1}, got {task!r}")
-        self.task = int(task)
+        self.task = task_number("KitchenMT10", task, len(TASKS))
         self.element, undo = ELEMENTS[self.task // 2], self.task % 2
         self.success_distance = self.element.success_distances[undo]
         self.render_mode = render_mode

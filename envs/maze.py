@@ -44,6 +44,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 
+from envs.tasks import task_number
 from envs.viewer import ViewedEnv
 
 # Located, not imported: importing the package prints a notice and replaces some of Gymnasium's own environments.
@@ -97,9 +98,7 @@ class Maze(ViewedEnv):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 100}
 
     def __init__(self, task: int, render_mode: str | None = None):
-        if task not in range(len(TASKS)):
-            raise ValueError(f"task of Maze must be an integer from 0 to {len(TASKS) - 1}, got {task!r}")
-        self.task = int(task)
+        self.task = task_number("Maze", task, len(TASKS))
         self.render_mode = render_mode
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)

@@ -56,6 +56,8 @@ from metaworld.env_dict import MT10_V3, MT50_V3
 from metaworld.types import Task
 from scipy.spatial.transform import Rotation
 
+from envs.tasks import task_number
+
 BENCHMARKS = {"MT10": MT10_V3, "MT50": MT50_V3}
 NUM_GOALS = 50
 CAMERA = {"lookat": np.array([0.0, 0.55, 0.12]), "distance": 1.7, "azimuth": 145.0, "elevation": -30.0}
@@ -114,18 +116,32 @@ def lean(env_cls: type) -> type:
     return type(env_cls.__name__, (Lean, env_cls), {"_get_quat_objects": quat_objects})
 
 
-class MetaWorld(gym.Env):
-    """Task number `task` of Meta-World's `benchmark`, "MT10" or "MT50"."""
+class DrawnEnv(gym.Env):
+    """An environment around one of Meta-World's, `env`, which draws it as its `render_mode` says."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
+
+    def render(self) -> np.ndarray | None:
+        """An RGB image, uint8 [320, 320, 3]; None without a `render_mode`."""
+        if self.render_mode is None:
+            return None
+        # Several environments may draw in one process, but Gymnasium draws in whichever OpenGL context came last.
+        self.env.mujoco_renderer._get_viewer("rgb_array").make_context_current()
+        return self.env.render()
+
+    def close(self) -> None:
+        """Free what drawing has taken."""
+        self.env.close()
+
+
+class MetaWorld(DrawnEnv):
+    """Task number `task` of Meta-World's `benchmark`, "MT10" or "MT50"."""
 
     def __init__(self, benchmark: str, task: int, goal_seed: int = 0, render_mode: str | None = None):
         if benchmark not in BENCHMARKS:
             raise ValueError(f"benchmark must be one of {', '.join(BENCHMARKS)}, got {benchmark!r}")
         names = list(BENCHMARKS[benchmark])
-        if task not in range(len(names)):
-            raise ValueError(f"task of {benchmark} must be an integer from 0 to {len(names) - 1}, got {task!r}")
-        self.task_name = names[int(task)]
+        self.task_name = names[task_number(benchmark, task, len(names))]
         self.goal_seed = goal_seed
         self.render_mode = render_mode
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (39,), np.float32)
@@ -167,14 +183,3 @@ class MetaWorld(gym.Env):
     def step(self, action: np.ndarray):
         obs, reward, _, _, info = self.env.step(action)
         return obs.astype(np.float32), float(reward), False, False, {"success": bool(info["success"])}
-
-    def render(self) -> np.ndarray | None:
-        """An RGB image, uint8 [320, 320, 3]."""
-        if self.render_mode is None:
-            return None
-        # Several environments may draw in one process, but Gymnasium draws in whichever OpenGL context came last.
-        self.env.mujoco_renderer._get_viewer("rgb_array").make_context_current()
-        return self.env.render()
-
-    def close(self) -> None:
-        self.env.close()

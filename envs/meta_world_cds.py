@@ -60,7 +60,8 @@ import numpy as np
 from metaworld.asset_path_utils import full_V3_path_for
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-from envs.meta_world import Lean
+from envs.meta_world import DrawnEnv, Lean
+from envs.tasks import task_number
 
 TASKS = ("door-open", "door-close", "drawer-open", "drawer-close")
 BOXES = {"door": ((-0.1, 0.85, 0.15), (0.0, 0.95, 0.15)), "drawer": ((0.3, 0.9, 0.0), (0.4, 0.9, 0.0))}
@@ -96,15 +97,11 @@ class Scene(Lean):
         return model, mujoco.MjData(model)
 
 
-class MetaWorldCDS(gym.Env):
-    """Task `task` (0 to 3) of MetaWorldCDS; see the module's docstring for spaces and rewards."""
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
+class MetaWorldCDS(DrawnEnv):
+    """Task `task` (0 to 3) of MetaWorldCDS; see the module's docstring. In pictures the green ball is the goal."""
 
     def __init__(self, task: int, render_mode: str | None = None):
-        if task not in range(len(TASKS)):
-            raise ValueError(f"task of MetaWorldCDS must be an integer from 0 to {len(TASKS) - 1}, got {task!r}")
-        name = TASKS[int(task)]
+        name = TASKS[task_number("MetaWorldCDS", task, len(TASKS))]
         self.render_mode = render_mode
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (21,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
@@ -161,14 +158,3 @@ class MetaWorldCDS(gym.Env):
                 self.env._target_pos,
             )
         )
-
-    def render(self) -> np.ndarray | None:
-        """An RGB image, uint8 [320, 320, 3]; the green ball is the goal."""
-        if self.render_mode is None:
-            return None
-        # Several environments may draw in one process, but Gymnasium draws in whichever OpenGL context came last.
-        self.env.mujoco_renderer._get_viewer("rgb_array").make_context_current()
-        return self.env.render()
-
-    def close(self) -> None:
-        self.env.close()

@@ -36,6 +36,8 @@ import gymnasium as gym
 import numpy as np
 from PIL import Image, ImageDraw
 
+from envs.tasks import task_number
+
 SPARSE, SPARSE_REWARD = "reach-middle-sparse", 10.0
 GOALS = {
     "reach-up": (0.15, 0.6),
@@ -78,9 +80,7 @@ class PointReach(gym.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
     def __init__(self, task: int, render_mode: str | None = None, tasks: tuple[str, ...] = TASKS):
-        if task not in range(len(tasks)):
-            raise ValueError(f"task of PointReach must be an integer from 0 to {len(tasks) - 1}, got {task!r}")
-        self.task, self.tasks = int(task), tasks
+        self.task, self.tasks = task_number("PointReach", task, len(tasks)), tasks
         self.acting_policy = self.task
         self.render_mode = render_mode
         self.observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)

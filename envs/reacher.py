@@ -58,6 +58,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 
+from envs.tasks import task_number
 from envs.viewer import ViewedEnv
 
 TASKS = ("reach-0-1-2", "reach-0-1-3", "reach-1-3-2", "reach-1-2-0-sparse", "stay")
@@ -140,9 +141,7 @@ class MultistageReacher(ViewedEnv):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25, "metrics": ("first_stage", "stages_completed")}
 
     def __init__(self, task: int, render_mode: str | None = None):
-        if task not in range(len(TASKS)):
-            raise ValueError(f"task of MultistageReacher must be an integer from 0 to {len(TASKS) - 1}, got {task!r}")
-        self.task = int(task)
+        self.task = task_number("MultistageReacher", task, len(TASKS))
         self.render_mode = render_mode
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (15,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (6,), np.float32)

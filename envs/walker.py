@@ -49,6 +49,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 
+from envs.tasks import task_number
 from envs.viewer import ViewedEnv
 
 TASKS = ("forward", "backward", "balance", "crawl")
@@ -87,9 +88,7 @@ class Walker2dMT4(ViewedEnv):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 125}
 
     def __init__(self, task: int, render_mode: str | None = None):
-        if task not in range(len(TASKS)):
-            raise ValueError(f"task of Walker2dMT4 must be an integer from 0 to {len(TASKS) - 1}, got {task!r}")
-        self.task_name = TASKS[int(task)]
+        self.task_name = TASKS[task_number("Walker2dMT4", task, len(TASKS))]
         self.render_mode = render_mode
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (17,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (6,), np.float32)

@@ -248,10 +248,21 @@ def test_bad_input(tmp_path, flags, words):
     assert not list(tmp_path.iterdir())
 
 
-def test_smoke_is_a_suite_of_four(tmp_path, capsys):
-    assert run.main(run.Args(suite="smoke", runs=tmp_path, dry_run=True)) == 0
-    commands = capsys.readouterr().out.splitlines()
-    assert len(commands) == 4 and sum("--no-qmp" in command for command in commands) == 2
+def test_smoke_draws_its_figures(tmp_path):
+    """Four runs, shortened."""
+    code = (
+        f"import run, sys; run.SETTINGS = {{'PointReach-v0': run.Setting(paper='', laptop={TINY!r})}}; "
+        f"sys.exit(run.main(run.Args(suite='smoke', runs=run.Path({str(tmp_path)!r}))))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "benchmark")}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    records = plot.read(tmp_path / "smoke" / "runs.csv")
+    assert [(record["method"], record["seed"]) for record in records] == [
+        (method, seed) for method in ("base", "qmp") for seed in "12"
+    ]
+    for name in ("success.png", "PointReach-v0_mixture.png"):
+        assert (tmp_path / "smoke" / name).stat().st_size > 10_000
 
 
 def fake(folder, curve, method, seed, env_id="PointReach-v0", budget="laptop", evaluations=10):

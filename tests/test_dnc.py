@@ -1,16 +1,16 @@
 """qmp_dnc.py: divergences between policies, their weights, and distillation."""
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_resume import SHORT
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
-from qmp_dnc import Actor, Adam, Args, ReplayBuffer, distill, kl_divergences, kl_penalty, read_kl_coef
+import qmp_dnc
+from qmp_dnc import Actor, Adam, Args, ReplayBuffer, distill, kl_divergences, kl_penalty, read_kl_coef, squash
 
 F64 = torch.float64
 
@@ -58,7 +58,6 @@ def test_gradient_goes_to_the_policy_that_is_pulled():
 
 def test_divergence_before_tanh_is_that_of_the_policies():
     """By Monte Carlo: E under pi_j of log pi_j - log pi_i, with the densities of the squashed actions."""
-    squash = importlib.import_module("qmp_dnc").squash
     torch.manual_seed(0)
     mean, log_std = torch.tensor([[[0.3]], [[-0.2]]], dtype=F64), torch.tensor([[[-0.5]], [[0.1]]], dtype=F64)
     noise = torch.randn(200_000, 1, dtype=F64)
@@ -90,6 +89,16 @@ def test_distillation_leaves_all_policies_equal_to_the_fitted_one():
     mean, log_std = actor(obs.expand(N, -1, -1))
     assert_close(mean[1, :, 0], 0.5 * obs[:, 0] - 0.2, atol=0.15, rtol=0)  # the policy that made the actions
     assert_close(log_std.exp(), torch.full_like(log_std, 0.3), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("frequency, turns", [(1, [50, 100, 150]), (3, [51, 102, 150])])
+def test_when_policies_are_distilled(tmp_path, monkeypatch, frequency, turns):
+    """Every 200 steps of four tasks, or at the next turn that trains."""
+    seen = []
+    monkeypatch.setattr(qmp_dnc, "distill", lambda actor, center, optimizer, rb, args: seen.append(rb.size))
+    flags = f"--distill-period 200 --train-frequency {frequency} --run-dir {tmp_path / 'run'}"
+    qmp_dnc.main([*SHORT, *flags.split()])
+    assert seen == turns
 
 
 def test_weights_of_the_divergences(tmp_path, capsys):

@@ -197,6 +197,11 @@ def test_bad_environments(env_id, words):
         envs.make_vec(env_id, 1)
 
 
+def test_bad_vectorization():
+    with pytest.raises(ValueError, match="vectorization must be one of sync, async, not 'asnyc'"):
+        envs.make_vec("PointReach-v0", 1, "asnyc")
+
+
 def test_an_environment_that_cannot_draw_is_refused_at_once():
     with pytest.raises(ValueError, match="first step of .* fails: RuntimeError: no screen"):
         envs.make_vec("test_envs:make_undrawable", 1, render_mode="rgb_array")

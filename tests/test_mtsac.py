@@ -150,6 +150,20 @@ def test_updates_are_those_of_plain_modules():
     assert_close(agent.log_alpha, single.log_alpha, rtol=1e-8, atol=1e-10)
 
 
+def test_an_update_with_pcgrad(monkeypatch):
+    """It projects the gradients of both critics' trunks, then those of the policies'."""
+    calls, trunks = [], {}
+    monkeypatch.setattr(qmp_mtsac, "project_conflicts", lambda g: calls.append(len(g)) or project_conflicts(g))
+    for pcgrad in (False, True):
+        torch.manual_seed(0)
+        args = Args(hidden_sizes=HIDDEN, pcgrad=pcgrad)
+        agent = make_agent(N, O, A, args, torch.device("cpu"))
+        update(agent, Batch(*(x.float() for x in batch())), args)
+        trunks[pcgrad] = [p.clone() for net in (agent.actor, agent.qf) for p in net.trunk.parameters()]
+        assert calls == ([2, 1] if pcgrad else [])
+    assert all(not torch.equal(p, q) for p, q in zip(*trunks.values(), strict=True))
+
+
 def literal_pcgrad(gradients, order):
     """Algorithm 1 of the paper, line by line: gradients [N, D], order [N, N] of the tasks to project on -> [D]."""
     projected = [g.clone() for g in gradients]

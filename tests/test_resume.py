@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -110,6 +111,7 @@ def test_killed_at_every_kind_of_moment():
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "6 equal to the run that was never stopped" in result.stdout and result.stdout.count(": equal") == 6
+    assert int(re.search(r"killed (\d+) times", result.stdout)[1]) >= 5  # the sixth depends on time
 
 
 def test_without_flags_a_resumed_run_has_its_own(tmp_path, monkeypatch):
@@ -150,7 +152,34 @@ def test_control_c_reaches_worker_processes_too(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 130 and "stopped at step 240" in result.stdout, result.stderr
-    assert "Traceback" not in result.stderr
+    assert "finishing this turn" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "flags, code, words",
+    [
+        (["--buffer-size", "1e14", "--total-timesteps", "1e15"], 2, "GiB"),
+        (["--q-lr", "1e30"], 1, "non-finite"),
+    ],
+)
+def test_worker_processes_end_in_silence(tmp_path, flags, code, words):
+    flags = [*flags, "--vectorization", "async"]
+    command = PATHS + f"import test_resume; sys.exit(test_resume.main({str(tmp_path / 'run')!r}, *{flags!r}))"
+    result = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == code and words in result.stderr and result.stderr.count("\n") == 1, result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_evaluation_at_once(finished, number):
+    before = snapshot(finished)
+    code = (
+        PATHS + "import os, qmp_sac, test_resume; "
+        f"qmp_sac.evaluate = lambda *_: os.kill(os.getpid(), {int(number)}); "
+        f"sys.exit(test_resume.main({str(finished)!r}, '--eval-only'))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == -number and not result.stderr
+    assert snapshot(finished) == before
 
 
 def test_a_longer_training_goes_on(tmp_path, capsys):
@@ -232,6 +261,18 @@ def test_tensorboard_goes_on(tmp_path, monkeypatch):
     steps = [event.step for event in events.Scalars("charts/episodic_return/reach-up")]
     assert steps == [200, 400, 600]
     assert [event.step for event in events.Scalars("eval/success_rate")] == [300, 600]
+
+
+def test_a_refusal_of_wandb_is_one_line(tmp_path, monkeypatch, capsys):
+    import wandb
+
+    def refuse(**_):
+        raise wandb.errors.CommError("no such entity")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    assert main(tmp_path / "run", "--track") == 2
+    assert capsys.readouterr().err == "qmp_sac.py: error: --track: no such entity\n"
+    assert not (tmp_path / "run").exists()
 
 
 def test_wandb_goes_on_with_the_same_run(tmp_path, wandb_offline):
@@ -351,7 +392,6 @@ def test_a_bad_checkpoint_is_refused(tmp_path, monkeypatch, capsys, finished, ki
 def test_a_changed_environment_is_refused(tmp_path, monkeypatch, capsys):
     flags = ["--env-id", "kills:make_pendulums"]
     assert main(tmp_path / "run", *flags) == 0
-    monkeypatch.setattr("kills.make_pendulums", sys.modules["kills"].make_pendulums)
     import test_envs
 
     monkeypatch.setattr("kills.make_pendulums", test_envs.make_drift)

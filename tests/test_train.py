@@ -106,26 +106,62 @@ def test_qmp_off_is_the_base_method(tmp_path):
     }
 
 
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """What a run with some flags has learned; each is run once."""
+    return functools.cache(lambda flags: run(tmp_path_factory.mktemp("flags") / "run", *flags.split()))
+
+
 @pytest.mark.parametrize(
-    "flags",
+    "flag",
     [
-        "--switch-samples 0 --no-switch-entropy",
-        "--switch-samples 3 --switch-rule softmax --switch-temperature 0.5",
-        "--switch-rule uniform --switch-period 10 --own-policy-prob 0.7",
-        "--no-autotune --alpha 0.1 --gamma 0.9 --tau 0.1 --policy-lr 1e-3 --q-lr 1e-3 --reward-scale 2",
-        "--buffer-size 50 --hidden-sizes 1e1 --num-threads 2 --no-cuda --no-torch-deterministic --exp-name short",
-        "--vectorization async",
+        "--switch-samples 0",
+        "--switch-samples 3",
+        "--no-switch-entropy",
+        "--switch-rule uniform",
+        "--switch-rule softmax",
+        "--switch-rule softmax --switch-temperature 0.01",
+        "--switch-period 1",
+        "--own-policy-prob 0.7",
+        "--no-autotune",
+        "--no-autotune --alpha 0.1",
+        "--gamma 0.9",
+        "--tau 0.1",
+        "--policy-lr 1e-3",
+        "--q-lr 1e-3",
+        "--reward-scale 2",
+        "--buffer-size 50",
+        "--batch-size 9",
+        "--learning-starts 100",
+        "--train-frequency 2",
+        "--gradient-steps 2",
     ],
 )
-def test_flags(tmp_path, flags):
-    plain, flagged = run(tmp_path / "plain"), run(tmp_path / "flagged", *flags.split())
+def test_a_flag_changes_what_is_learned(learned, flag):
+    """Each by itself, or added to the flag that it belongs to."""
+    plain, flagged = learned(flag.rpartition("--")[0]), learned(flag)
     assert all(torch.isfinite(x).all() for x in weights(flagged))
-    if "--hidden-sizes" in flags:
-        assert flagged.actor.net[0].weight.shape == (4, 2, 10)
-    else:  # a flag that changes nothing would be a dead one; only `async` must change nothing
-        assert same(plain, flagged) == ("async" in flags)
-    if "--no-autotune" in flags:
-        assert flagged.log_alpha.exp().tolist() == pytest.approx([0.1] * 4)
+    assert not same(plain, flagged)
+    if "--no-autotune" in flag:
+        assert flagged.log_alpha.exp().tolist() == pytest.approx([0.1 if "--alpha" in flag else 0.2] * 4)
+
+
+@pytest.mark.parametrize("flag", ["--vectorization async", "--no-cuda", "--no-torch-deterministic"])
+def test_a_flag_changes_nothing_here(learned, flag):
+    """Without a GPU, that is, for the last two."""
+    assert torch.cuda.is_available() or same(learned(""), learned(flag))
+
+
+def test_sizes_threads_and_name(tmp_path, monkeypatch):
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.chdir(tmp_path)
+    qmp_sac.main([*SHORT, *"--hidden-sizes 1e1 --num-threads 2 --exp-name short".split()])
+    assert threads == [2]
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert run_dir.name.startswith("PointReach-v0__short__1__")
+    state = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+    assert state["agent"]["actor"]["net.0.weight"].shape == (4, 2, 10)
 
 
 def test_switch_period_keeps_the_policy(tmp_path, monkeypatch):
@@ -281,6 +317,11 @@ def test_plots(tmp_path, monkeypatch, capsys):
     assert "runs/new/plots.png" in capsys.readouterr().out
     plot.main(["runs/old"])
     assert (tmp_path / "runs" / "old" / "plots.png").exists()
+    mixture = tmp_path / "runs" / "new" / "mixture.csv"
+    mixture.write_text("\n".join(mixture.read_text().splitlines()[:4]))  # in the midst of its first rows
+    with pytest.raises(SystemExit) as stop:
+        plot.main(["runs/new"])
+    assert stop.value.code == 2 and "no run with a mixture in runs/new" in capsys.readouterr().err
 
 
 def test_picture(tmp_path, monkeypatch):
