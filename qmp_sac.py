@@ -879,8 +879,9 @@ def main(argv: list[str]) -> None:
             evaluate_run(args)
         else:
             train(args, signals)
-    except (FloatingPointError, OSError) as error:
-        report(f"stopped by an error: {error}; the last checkpoint is kept: --run-dir {args.run_dir} --resume")
+    except (FloatingPointError, OSError, EOFError) as error:
+        cause = str(error) or "a process of --vectorization async has ended"
+        report(f"stopped by an error: {cause}; the last checkpoint is kept: --run-dir {args.run_dir} --resume")
         raise SystemExit(1) from None
     finally:
         for number, old in before.items():

@@ -105,7 +105,12 @@ class TaskSeeds(VectorWrapper):
     def __del__(self):
         # Left to itself, AsyncVectorEnv ends its processes while they listen, and each complains at length.
         if "env" in vars(self) and not self.closed:
-            self.close()
+            try:
+                self.close()
+            except (OSError, EOFError):  # one of them has died
+                for process in self.unwrapped.processes:
+                    process.kill()
+                self.closed = True
 
 
 def make_vec(env_id: str, seed: int, vectorization: str = "sync", render_mode: str | None = None) -> VectorEnv:

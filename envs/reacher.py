@@ -49,7 +49,8 @@ What is peculiar to this arm, as it is to the authors':
 
 Source: Zhang et al. 2025, arXiv 2302.00671, and their code, clvrai/qmp. What differs from the code: capsules instead of
 meshes, so that contacts with the floor differ a little; the position of the hand belongs to the angles observed (theirs
-is one simulation step older), and so does the stage (theirs lags a step); a simulation that breaks down is not caught.
+is one simulation step older), and so does the stage (theirs lags a step); their evaluation of task 4 ends after three
+steps at the goal, not 90, and measures from another place; a simulation that breaks down is not caught.
 """
 
 import math

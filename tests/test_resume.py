@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from kills import equal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -34,6 +34,25 @@ def make_meta_world(seed, vectorization, render_mode):
     """Two tasks of MT10."""
     thunks = [lambda i=i: gym.make("qmp/MetaWorldMT10-v3", task=i, disable_env_checker=True) for i in (0, 4)]
     return SyncVectorEnv(thunks, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+class Mortal(gym.Wrapper):
+    """Takes its process with it, as a lack of memory may, in its 30th step."""
+
+    def __init__(self, task):
+        super().__init__(gym.make("qmp/PointReach-v0", task=task))
+        self.left = 30
+
+    def step(self, action):
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.env.step(action)
+
+
+def make_mortal(seed, vectorization, render_mode):
+    """Two tasks of PointReach, whose processes die."""
+    return AsyncVectorEnv([lambda i=i: Mortal(i) for i in (0, 1)], autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 def main(run_dir, *flags):
@@ -160,6 +179,7 @@ def test_control_c_reaches_worker_processes_too(tmp_path):
     [
         (["--buffer-size", "1e14", "--total-timesteps", "1e15"], 2, "GiB"),
         (["--q-lr", "1e30"], 1, "non-finite"),
+        (["--env-id", "test_resume:make_mortal"], 1, "a process of --vectorization async has ended"),
     ],
 )
 def test_worker_processes_end_in_silence(tmp_path, flags, code, words):
