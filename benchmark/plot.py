@@ -16,7 +16,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import tyro
-from run import METHODS, Run, fail
+from run import METHODS, SETTINGS, Run, fail
 from scipy.stats import bootstrap
 
 matplotlib.use("Agg")
@@ -35,7 +35,9 @@ BASES = {
 SPARSE = {f"PointReach{size}-v0": "reach-middle-sparse" for size in ("", 2, 8)}
 SPARSE["MultistageReacher-v0"] = "reach-1-2-0-sparse"
 LABELS = {"base": "alone", "qmp": "+ QMP"}
-METRIC = {"MultistageReacher-v0": "first_stage"}  # what the paper calls success, where it is not success_rate
+# What counts as success: columns of evaluations.csv and their names, what the paper calls success first.
+METRICS = {env_id: {"success_rate": "success rate"} for env_id in SETTINGS}
+METRICS["MultistageReacher-v0"] = {"first_stage": "first stage", "success_rate": "all stages"}
 # Final success in the paper's curves, of the base method and with QMP.
 PAPER = {
     ("MultistageReacher-v0", "qmp_sac"): ("0.80", "1.00"),
@@ -310,20 +312,18 @@ def seeds_solved(rows: list[dict[str, str]], column: str, end: float = np.inf) -
 
 def comparison(name: str, env_id: str, rows: list[dict[str, str]]) -> list[list[str]]:
     """Lines of the table `overview`: each base method alone and with QMP, by every metric that counts."""
-    metrics = (
-        {"first_stage": ", first stage", "success_rate": ", all stages"} if env_id in METRIC else {"success_rate": ""}
-    )
-    lines, sparse = [], SPARSE.get(env_id)
+    metrics, lines, sparse = METRICS[env_id], [], SPARSE.get(env_id)
     for metric, script in itertools.product(metrics, BASES):
         both = [select(rows, script=script, method=method) for method in ("base", "qmp")]
         end = reached(*both) if all(both) else 0
         if not end:
             continue
         seeds = [str(len({row["seed"] for row in chosen})) for chosen in both]
-        line = [name + metrics[metric], f"`{script}.py`, {BASES[script]}", f"{end:,}", "/".join(dict.fromkeys(seeds))]
+        title = f"{name}, {metrics[metric]}" if len(metrics) > 1 else name
+        line = [title, f"`{script}.py`, {BASES[script]}", f"{end:,}", "/".join(dict.fromkeys(seeds))]
         line += [final(chosen, metric, end) for chosen in both]
         paper = PAPER.get((env_id, script), ("", ""))
-        line += paper if metric == METRIC.get(env_id, "success_rate") else ("", "")
+        line += paper if metric == next(iter(metrics)) else ("", "")
         line += [seeds_solved(select(chosen, task=sparse), metric, end) if sparse else "" for chosen in both]
         lines.append(line)
     return lines
@@ -331,8 +331,7 @@ def comparison(name: str, env_id: str, rows: list[dict[str, str]]) -> list[list[
 
 def variants(env_id: str, rows: list[dict[str, str]]) -> str:
     """Markdown: the variants of the switch that have been run in an environment, script by script."""
-    metric, sparse = METRIC.get(env_id, "success_rate"), SPARSE.get(env_id)
-    text, name = "", metric.replace("_", " ")
+    text, metrics, sparse = "", METRICS[env_id], SPARSE.get(env_id)
     for script in varied(rows):
         found = select(rows, script=script)
         end = reached(*(select(found, method=method) for method in dict.fromkeys(row["method"] for row in found)))
@@ -343,10 +342,12 @@ def variants(env_id: str, rows: list[dict[str, str]]) -> str:
             chosen = select(found, method=method)
             if chosen:
                 seeds = str(len({row["seed"] for row in chosen}))
-                line = [LABELS.get(method, f"`{METHODS[method]}`"), seeds, final(chosen, metric, end)]
-                lines.append(line + ([seeds_solved(select(chosen, task=sparse), metric, end)] if sparse else []))
-        text += f"\n`{script}.py`, {end:,} steps:\n\n"
-        text += markdown(["", "seeds", name, *(["seeds that solve the sparse task"] if sparse else [])], lines)
+                line = [LABELS.get(method, f"`{METHODS[method]}`"), seeds]
+                line += [final(chosen, metric, end) for metric in metrics]
+                line += [seeds_solved(select(chosen, task=sparse), next(iter(metrics)), end)] if sparse else []
+                lines.append(line)
+        head = ["", "seeds", *metrics.values()] + (["seeds that solve the sparse task"] if sparse else [])
+        text += f"\n`{script}.py`, {end:,} steps:\n\n{markdown(head, lines)}"
     return text
 
 
@@ -419,7 +420,7 @@ def main(argv: list[str]) -> None:
         collect(args.runs, args.output)
         panels = []
         for name, env_id, rows in results(args.output, ".csv"):
-            metric = METRIC.get(env_id, "success_rate")
+            metric = next(iter(METRICS[env_id]))
             panel_of = {script: (f"{name}\n{script}.py", metric, select(rows, script=script)) for script in BASES}
             panels += [panel for panel in panel_of.values() if any(row["method"] in LABELS for row in panel[2])]
             several = [panel_of[script] for script in varied(rows)]
