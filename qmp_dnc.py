@@ -949,7 +949,10 @@ def main(argv: list[str]) -> None:
         if os.getpid() == pid:  # and not in a process of --vectorization async
             report("finishing this turn and its checkpoint; a second signal ends the program at once")
 
-    handler = signal.SIG_DFL if args.eval_only else stop  # an evaluation has nothing to lose
+    def leave(number: int, _) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    handler = leave if args.eval_only else stop  # an evaluation has nothing to lose
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if args.eval_only:
@@ -957,7 +960,8 @@ def main(argv: list[str]) -> None:
         else:
             train(args, signals)
     except (FloatingPointError, OSError, EOFError) as error:
-        cause = str(error) or "a process of --vectorization async has ended"
+        pipe = isinstance(error, EOFError | ConnectionError)
+        cause = "the process at the other end of a pipe has ended, perhaps an environment's" if pipe else error
         report(f"stopped by an error: {cause}; the last checkpoint is kept: --run-dir {args.run_dir} --resume")
         raise SystemExit(1) from None
     finally:

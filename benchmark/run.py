@@ -317,13 +317,13 @@ def main(args: Args) -> int:
     if args.jobs is not None and (args.jobs < 1 or args.address != "local"):
         fail("--jobs must be at least 1, and goes with a Ray of its own only; a cluster counts its own cores")
     runs = matrix(args)
-    folder = args.runs.resolve()
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        fail(f"--runs {args.runs}: {nearest} is no folder that can be written in")
     if args.dry_run:
         print("\n".join(" ".join(run.command) for run in runs))
         return 0
+    folder = args.runs.resolve()
+    nearest = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        fail(f"--runs {args.runs}: {nearest} is no folder that can be written in")
     for run in runs:
         if run.begun_as() != " ".join(run.command):
             fail(f"{run.folder} was begun as: {run.begun_as()}; delete it, or choose another --runs")

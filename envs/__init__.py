@@ -14,6 +14,7 @@ import importlib
 import os
 import subprocess
 import sys
+import weakref
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -93,6 +94,8 @@ class TaskSeeds(VectorWrapper):
     def __init__(self, env: VectorEnv, seed: int):
         super().__init__(env)
         self._first_seed: int | None = seed
+        # Left to itself, AsyncVectorEnv ends its processes while they listen, and each complains at length.
+        weakref.finalize(self, _close, env)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """Reset all tasks; `seed` (int >= 0) makes the episodes that follow repeatable. Returns (obs [N, O], infos)."""
@@ -102,15 +105,16 @@ class TaskSeeds(VectorWrapper):
             seed = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(self.num_envs)]
         return self.env.reset(seed=seed, options=options)
 
-    def __del__(self):
-        # Left to itself, AsyncVectorEnv ends its processes while they listen, and each complains at length.
-        if "env" in vars(self) and not self.closed:
-            try:
-                self.close()
-            except (OSError, EOFError):  # one of them has died
-                for process in self.unwrapped.processes:
-                    process.kill()
-                self.closed = True
+
+def _close(env: VectorEnv) -> None:
+    """Close an environment, if it is still open, without a sound."""
+    if not env.closed:
+        try:
+            env.close()
+        except (OSError, EOFError):  # one of its processes has died
+            for process in env.unwrapped.processes:
+                process.kill()
+            env.closed = True
 
 
 def make_vec(env_id: str, seed: int, vectorization: str = "sync", render_mode: str | None = None) -> VectorEnv:
@@ -174,7 +178,7 @@ def choose_opengl() -> str:
 
 
 def _make_custom(env_id: str, seed: int, vectorization: str, render_mode: str | None) -> VectorEnv:
-    """Call the user's function named by `package.module:function`, check what it returns and try one step of it."""
+    """Call the user's function named by `package.module:function`; check what it returns, and a step of it."""
     module, _, function = env_id.partition(":")
     if os.getcwd() not in sys.path:  # the module may lie where the command is given
         sys.path.append(os.getcwd())
@@ -184,6 +188,15 @@ def _make_custom(env_id: str, seed: int, vectorization: str, render_mode: str | 
         raise ValueError(f"cannot make '{env_id}': {type(error).__name__}: {error}") from error
     if not isinstance(envs, VectorEnv):
         raise ValueError(f"'{env_id}' returned {type(envs).__name__}, not a gymnasium.vector.VectorEnv")
+    try:
+        return _checked(envs, env_id, seed)
+    except ValueError:
+        _close(envs)
+        raise
+
+
+def _checked(envs: VectorEnv, env_id: str, seed: int) -> VectorEnv:
+    """The user's vector environment, with actions in [-1, 1], if it keeps the contract of `make_vec`."""
     if envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
         raise ValueError(f"'{env_id}' must use autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP")
     actions, observations = envs.single_action_space, envs.single_observation_space

@@ -37,17 +37,29 @@ def make_meta_world(seed, vectorization, render_mode):
 
 
 class Mortal(gym.Wrapper):
-    """Takes its process with it, as a lack of memory may, in its 30th step."""
+    """Takes its process with it, as a lack of memory may, in its 30th step, or raises an error there."""
 
-    def __init__(self, task):
+    def __init__(self, task, fault=False):
         super().__init__(gym.make("qmp/PointReach-v0", task=task))
-        self.left = 30
+        self.left, self.fault = 30, fault
 
     def step(self, action):
         self.left -= 1
         if not self.left:
+            if self.fault:
+                raise LookupError("the robot fell over")
             os.kill(os.getpid(), signal.SIGKILL)
         return self.env.step(action)
+
+
+def make_silent(seed, vectorization, render_mode):
+    """Two pendulums in processes of their own, which do not tell of success."""
+    return AsyncVectorEnv([lambda: gym.make("Pendulum-v1")] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def make_faulty(seed, vectorization, render_mode):
+    """Two tasks of PointReach, in processes of their own, that raise an error."""
+    return AsyncVectorEnv([lambda i=i: Mortal(i, fault=True) for i in (0, 1)], autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 def make_mortal(seed, vectorization, render_mode):
@@ -179,7 +191,8 @@ def test_control_c_reaches_worker_processes_too(tmp_path):
     [
         (["--buffer-size", "1e14", "--total-timesteps", "1e15"], 2, "GiB"),
         (["--q-lr", "1e30"], 1, "non-finite"),
-        (["--env-id", "test_resume:make_mortal"], 1, "a process of --vectorization async has ended"),
+        (["--env-id", "test_resume:make_mortal"], 1, "the process at the other end of a pipe has ended"),
+        (["--env-id", "test_resume:make_silent"], 2, "info['success'] is missing"),
     ],
 )
 def test_worker_processes_end_in_silence(tmp_path, flags, code, words):
@@ -189,16 +202,24 @@ def test_worker_processes_end_in_silence(tmp_path, flags, code, words):
     assert result.returncode == code and words in result.stderr and result.stderr.count("\n") == 1, result.stderr
 
 
+def test_an_error_of_an_environment_ends_the_program(tmp_path):
+    """And does not leave it waiting for its processes."""
+    flags = ["--env-id", "test_resume:make_faulty"]
+    command = PATHS + f"import test_resume; sys.exit(test_resume.main({str(tmp_path / 'run')!r}, *{flags!r}))"
+    result = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.strip().endswith("LookupError: the robot fell over")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_an_evaluation_at_once(finished, number):
     before = snapshot(finished)
     code = (
         PATHS + "import os, qmp_sac, test_resume; "
         f"qmp_sac.evaluate = lambda *_: os.kill(os.getpid(), {int(number)}); "
-        f"sys.exit(test_resume.main({str(finished)!r}, '--eval-only'))"
+        f"sys.exit(test_resume.main({str(finished)!r}, '--eval-only', '--vectorization', 'async'))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == -number and not result.stderr
+    assert result.returncode == 128 + number and not result.stderr, result.stderr
     assert snapshot(finished) == before
 
 

@@ -149,7 +149,7 @@ def test_a_flag_changes_what_is_learned(learned, flag):
 @pytest.mark.parametrize("flag", ["--vectorization async", "--no-cuda", "--no-torch-deterministic"])
 def test_a_flag_changes_nothing_here(learned, flag):
     """Without a GPU, that is, for the last two."""
-    assert torch.cuda.is_available() or same(learned(""), learned(flag))
+    assert ("async" not in flag and torch.cuda.is_available()) or same(learned(""), learned(flag))
 
 
 def test_sizes_threads_and_name(tmp_path, monkeypatch):
