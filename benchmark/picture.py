@@ -69,8 +69,8 @@ def main(output: Path = ROOT / "benchmark" / "results" / "qmp.png") -> None:
             args = qmp_sac.Args(total_timesteps=steps, run_dir=str(run_dir), **frequencies)
             draw_episodes(panel, collect(qmp_sac.train(args), args))
             panel.set_title(f"Task 3 collects data, {stage} ({steps:,} steps)")
-        steps, mixture = read_mixture(read(run_dir / "mixture.csv"))
-    weights = np.diff(steps, prepend=args.learning_starts)  # the random first steps do not count
+        ends, mixture = read_mixture(read(run_dir / "mixture.csv"))
+    weights = np.diff(ends, prepend=args.learning_starts)  # the random first steps do not count
     draw_mixture(axes[-1], np.average(mixture, 0, weights), tasks)
     axes[-1].set_title("Who acted for each task, over the whole run")
     colors = np.array(pointreach.COLORS[: len(tasks)]) / 255

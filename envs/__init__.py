@@ -94,8 +94,9 @@ class TaskSeeds(VectorWrapper):
     def __init__(self, env: VectorEnv, seed: int):
         super().__init__(env)
         self._first_seed: int | None = seed
-        # Left to itself, AsyncVectorEnv ends its processes while they listen, and each complains at length.
-        weakref.finalize(self, _close, env)
+        if isinstance(env.unwrapped, AsyncVectorEnv):
+            # Left to itself, it ends its processes while they listen, and each complains at length.
+            weakref.finalize(self, _close, env)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """Reset all tasks; `seed` (int >= 0) makes the episodes that follow repeatable. Returns (obs [N, O], infos)."""
@@ -112,7 +113,7 @@ def _close(env: VectorEnv) -> None:
         try:
             env.close()
         except (OSError, EOFError):  # one of its processes has died
-            for process in env.unwrapped.processes:
+            for process in getattr(env.unwrapped, "processes", ()):
                 process.kill()
             env.closed = True
 

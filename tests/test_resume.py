@@ -206,7 +206,7 @@ def test_an_error_of_an_environment_ends_the_program(tmp_path):
     """And does not leave it waiting for its processes."""
     flags = ["--env-id", "test_resume:make_faulty"]
     command = PATHS + f"import test_resume; sys.exit(test_resume.main({str(tmp_path / 'run')!r}, *{flags!r}))"
-    result = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 1 and result.stderr.strip().endswith("LookupError: the robot fell over")
 
 
