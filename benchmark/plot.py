@@ -310,6 +310,22 @@ def seeds_solved(rows: list[dict[str, str]], column: str, end: float = np.inf) -
     return f"{sum(values[:, -1] == 1)} of {len(values)}"
 
 
+def solved_from(rows: list[dict[str, str]], column: str, end: float = np.inf, for_good: bool = False) -> str:
+    """The step at which a column is 1 for all tasks first, or from which on it stays so up to `end`; for a table.
+
+    From the earliest seed to the latest, with the number of those that have such a step if not all do.
+    """
+    steps, values = curves(rows, column, end)
+    solved = values == 1  # [R, T]
+    if for_good:
+        solved = np.logical_and.accumulate(solved[:, ::-1], axis=1)[:, ::-1]
+    found = sorted(steps[line.argmax()] for line in solved if line.any())
+    if not found:
+        return "never"
+    text = " to ".join(f"{step:,}" for step in dict.fromkeys((found[0], found[-1])))
+    return text if len(found) == len(values) else f"{text} ({len(found)} of {len(values)})"
+
+
 def comparison(name: str, env_id: str, rows: list[dict[str, str]]) -> list[list[str]]:
     """Lines of the table `overview`: each base method alone and with QMP, by every metric that counts."""
     metrics, lines, sparse = METRICS[env_id], [], SPARSE.get(env_id)
@@ -332,6 +348,7 @@ def comparison(name: str, env_id: str, rows: list[dict[str, str]]) -> list[list[
 def variants(env_id: str, rows: list[dict[str, str]]) -> str:
     """Markdown: the variants of the switch that have been run in an environment, script by script."""
     text, metrics, sparse = "", METRICS[env_id], SPARSE.get(env_id)
+    main = next(iter(metrics))
     for script in varied(rows):
         found = select(rows, script=script)
         end = reached(*(select(found, method=method) for method in dict.fromkeys(row["method"] for row in found)))
@@ -344,9 +361,13 @@ def variants(env_id: str, rows: list[dict[str, str]]) -> str:
                 seeds = str(len({row["seed"] for row in chosen}))
                 line = [LABELS.get(method, f"`{METHODS[method]}`"), seeds]
                 line += [final(chosen, metric, end) for metric in metrics]
-                line += [seeds_solved(select(chosen, task=sparse), next(iter(metrics)), end)] if sparse else []
-                lines.append(line)
-        head = ["", "seeds", *metrics.values()] + (["seeds that solve the sparse task"] if sparse else [])
+                if sparse:
+                    hard = select(chosen, task=sparse)
+                    line += [seeds_solved(hard, main, end), solved_from(hard, main, end)]
+                lines.append([*line, solved_from(chosen, main, end, for_good=True)])
+        head = ["", "seeds", *metrics.values()]
+        head += ["seeds that solve the sparse task", "which is solved first at"] if sparse else []
+        head += ["all tasks solved for good from"]
         text += f"\n`{script}.py`, {end:,} steps:\n\n{markdown(head, lines)}"
     return text
 

@@ -428,23 +428,41 @@ def test_no_runs_or_no_place(results, tmp_path, capsys):
         assert stop.value.code == 2 and word in capsys.readouterr().err
 
 
-def test_curves_end_where_the_shortest_run_does():
-    rows = [
-        {
-            "env": "Maze-v0",
-            "budget": "paper",
-            "script": "qmp_sac",
-            "method": "qmp",
-            "seed": str(seed),
-            "global_step": str(step),
-            "x": value,
-        }
-        for seed, steps in ((1, (10, 20, 30)), (2, (10, 20)))
-        for step, value in zip(steps, "123", strict=False)
+def runs_of(*curves):
+    """Rows of runs, one for each list of values of the column x; evaluations every ten steps."""
+    run = {"env": "Maze-v0", "budget": "paper", "script": "qmp_sac", "method": "qmp"}
+    return [
+        run | {"seed": str(seed), "global_step": str(10 * t), "x": str(value)}
+        for seed, values in enumerate(curves)
+        for t, value in enumerate(values, start=1)
     ]
-    steps, values = plot.curves(rows, "x")
+
+
+def test_curves_end_where_the_shortest_run_does():
+    steps, values = plot.curves(runs_of((1, 2, 3), (1, 2)), "x")
     assert steps.tolist() == [10, 20]
     assert values.tolist() == [[1, 2], [1, 2]]
+
+
+@pytest.mark.parametrize(
+    "curves, first, for_good",
+    [
+        (((0, 1, 0, 1, 1),), "20", "40"),
+        (((0, 1, 0, 1, 1), (1, 1, 1, 1, 1), (0, 0, 1, 0, 1)), "10 to 30", "10 to 50"),
+        (((0, 1, 1, 1, 0.8), (0.5, 0.5, 0.5, 0.5, 1)), "20 to 50", "50 (1 of 2)"),
+        (((0, 1, 1, 1, 0), (0, 0, 0, 0, 0)), "20 (1 of 2)", "never"),
+    ],
+)
+def test_when_a_task_is_solved(curves, first, for_good):
+    rows = runs_of(*curves)
+    assert (plot.solved_from(rows, "x"), plot.solved_from(rows, "x", for_good=True)) == (first, for_good)
+
+
+def test_all_tasks_have_to_be_solved_and_what_comes_after_the_end_does_not_count():
+    rows = runs_of((0, 1, 1, 0)) + runs_of((1, 0, 1, 1))
+    assert plot.solved_from(rows, "x") == "30"
+    assert plot.solved_from(rows, "x", for_good=True) == "never"
+    assert plot.solved_from(rows, "x", end=30, for_good=True) == "30"
 
 
 def test_interval_is_that_of_many_resamples():
