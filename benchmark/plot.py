@@ -310,16 +310,17 @@ def seeds_solved(rows: list[dict[str, str]], column: str, end: float = np.inf) -
     return f"{sum(values[:, -1] == 1)} of {len(values)}"
 
 
-def solved_from(rows: list[dict[str, str]], column: str, end: float = np.inf, for_good: bool = False) -> str:
-    """The step at which a column is 1 for all tasks first, or from which on it stays so up to `end`; for a table.
+def when_solved(rows: list[dict[str, str]], column: str, end: float = np.inf, for_good: bool = False) -> str:
+    """The step of the first evaluation at which a column's mean over tasks is 1; for a table.
 
-    From the earliest seed to the latest, with the number of those that have such a step if not all do.
+    With `for_good` that from which on it is 1 in every evaluation up to `end`. A span from the earliest seed to the
+    latest; "(n of m)" if only n of m seeds have such a step.
     """
     steps, values = curves(rows, column, end)
     solved = values == 1  # [R, T]
     if for_good:
         solved = np.logical_and.accumulate(solved[:, ::-1], axis=1)[:, ::-1]
-    found = sorted(steps[line.argmax()] for line in solved if line.any())
+    found = sorted(steps[run.argmax()] for run in solved if run.any())
     if not found:
         return "never"
     text = " to ".join(f"{step:,}" for step in dict.fromkeys((found[0], found[-1])))
@@ -348,7 +349,7 @@ def comparison(name: str, env_id: str, rows: list[dict[str, str]]) -> list[list[
 def variants(env_id: str, rows: list[dict[str, str]]) -> str:
     """Markdown: the variants of the switch that have been run in an environment, script by script."""
     text, metrics, sparse = "", METRICS[env_id], SPARSE.get(env_id)
-    main = next(iter(metrics))
+    metric = next(iter(metrics))
     for script in varied(rows):
         found = select(rows, script=script)
         end = reached(*(select(found, method=method) for method in dict.fromkeys(row["method"] for row in found)))
@@ -360,14 +361,14 @@ def variants(env_id: str, rows: list[dict[str, str]]) -> str:
             if chosen:
                 seeds = str(len({row["seed"] for row in chosen}))
                 line = [LABELS.get(method, f"`{METHODS[method]}`"), seeds]
-                line += [final(chosen, metric, end) for metric in metrics]
+                line += [final(chosen, column, end) for column in metrics]
                 if sparse:
-                    hard = select(chosen, task=sparse)
-                    line += [seeds_solved(hard, main, end), solved_from(hard, main, end)]
-                lines.append([*line, solved_from(chosen, main, end, for_good=True)])
+                    sparse_rows = select(chosen, task=sparse)
+                    line += [seeds_solved(sparse_rows, metric, end), when_solved(sparse_rows, metric, end)]
+                lines.append([*line, when_solved(chosen, metric, end, for_good=True)])
         head = ["", "seeds", *metrics.values()]
-        head += ["seeds that solve the sparse task", "which is solved first at"] if sparse else []
-        head += ["all tasks solved for good from"]
+        head += ["seeds that solve the sparse task", "sparse task first solved at step"] if sparse else []
+        head += ["all tasks solved to the end from step"]
         text += f"\n`{script}.py`, {end:,} steps:\n\n{markdown(head, lines)}"
     return text
 

@@ -272,8 +272,8 @@ def fake(folder, curve, method, seed, env_id="PointReach-v0", budget="laptop", e
     rows = []
     for t in range(1, evaluations + 1):
         for task, sign in (("easy", 1), ("reach-middle-sparse", -1)):
-            row = {"global_step": 100 * t, "task": task, "success_rate": curve(t) + sign * 0.25 * (t < 10)}
-            rows.append(row | {"episodic_return": -t, "episodic_length": 50})
+            row = {"global_step": 100 * t, "task": task, "episodic_return": -t, "episodic_length": 50}
+            rows.append(row | {"success_rate": np.clip(curve(t) + sign * 0.25 * (t < 10), 0, 1)})
     plot.write(run_dir / "evaluations.csv", rows)
     shares = [(t, i, j, 0.75 if i == j else 0.25) for t in (100, 100 * evaluations) for i in range(2) for j in range(2)]
     names = ("global_step", "task", "policy", "probability")
@@ -428,41 +428,48 @@ def test_no_runs_or_no_place(results, tmp_path, capsys):
         assert stop.value.code == 2 and word in capsys.readouterr().err
 
 
-def runs_of(*curves):
-    """Rows of runs, one for each list of values of the column x; evaluations every ten steps."""
-    run = {"env": "Maze-v0", "budget": "paper", "script": "qmp_sac", "method": "qmp"}
+def runs_of(*curves, **more):
+    """Rows of runs, one for each list of success rates; evaluations every thousand steps."""
+    run = {"env": "PointReach-v0", "budget": "paper", "script": "qmp_sac", "method": "qmp-period-1"} | more
     return [
-        run | {"seed": str(seed), "global_step": str(10 * t), "x": str(value)}
+        run | {"seed": str(seed), "global_step": str(1000 * t), "success_rate": str(value)}
         for seed, values in enumerate(curves)
         for t, value in enumerate(values, start=1)
     ]
 
 
 def test_curves_end_where_the_shortest_run_does():
-    steps, values = plot.curves(runs_of((1, 2, 3), (1, 2)), "x")
-    assert steps.tolist() == [10, 20]
-    assert values.tolist() == [[1, 2], [1, 2]]
+    steps, values = plot.curves(runs_of((0.1, 0.2, 0.3), (0.1, 0.2)), "success_rate")
+    assert steps.tolist() == [1000, 2000]
+    assert values.tolist() == [[0.1, 0.2], [0.1, 0.2]]
 
 
 @pytest.mark.parametrize(
     "curves, first, for_good",
     [
-        (((0, 1, 0, 1, 1),), "20", "40"),
-        (((0, 1, 0, 1, 1), (1, 1, 1, 1, 1), (0, 0, 1, 0, 1)), "10 to 30", "10 to 50"),
-        (((0, 1, 1, 1, 0.8), (0.5, 0.5, 0.5, 0.5, 1)), "20 to 50", "50 (1 of 2)"),
-        (((0, 1, 1, 1, 0), (0, 0, 0, 0, 0)), "20 (1 of 2)", "never"),
+        (((0, 1, 0, 1, 1),), "2,000", "4,000"),
+        (((0, 1, 0, 1, 1), (1, 1, 1, 1, 1), (0, 0, 1, 0, 1)), "1,000 to 3,000", "1,000 to 5,000"),
+        (((0, 1, 1, 1, 0.8), (0.5, 0.5, 0.5, 0.5, 1)), "2,000 to 5,000", "5,000 (1 of 2)"),
+        (((0, 1, 1, 1, 0), (0, 0, 0, 0, 0)), "2,000 (1 of 2)", "never"),
     ],
 )
 def test_when_a_task_is_solved(curves, first, for_good):
     rows = runs_of(*curves)
-    assert (plot.solved_from(rows, "x"), plot.solved_from(rows, "x", for_good=True)) == (first, for_good)
+    assert plot.when_solved(rows, "success_rate") == first
+    assert plot.when_solved(rows, "success_rate", for_good=True) == for_good
 
 
-def test_all_tasks_have_to_be_solved_and_what_comes_after_the_end_does_not_count():
-    rows = runs_of((0, 1, 1, 0)) + runs_of((1, 0, 1, 1))
-    assert plot.solved_from(rows, "x") == "30"
-    assert plot.solved_from(rows, "x", for_good=True) == "never"
-    assert plot.solved_from(rows, "x", end=30, for_good=True) == "30"
+def test_what_comes_after_the_end_does_not_count():
+    rows = runs_of((0, 1, 0))
+    assert plot.when_solved(rows, "success_rate", end=1000) == "never"
+    assert plot.when_solved(rows, "success_rate", end=2000, for_good=True) == "2,000"
+
+
+def test_the_table_of_variants_says_when_tasks_are_solved():
+    """The sparse one first at the second evaluation; the other has a relapse at the fourth."""
+    rows = runs_of((1, 0, 1, 0.8, 1), task="easy") + runs_of((0, 1, 1, 1, 1), task="reach-middle-sparse")
+    table = plot.variants("PointReach-v0", rows)
+    assert "| `--switch-period 1` | 1 | 1.00 (1 seed) | 1 of 1 | 2,000 | 5,000 |" in table
 
 
 def test_interval_is_that_of_many_resamples():
