@@ -962,7 +962,8 @@ def main(argv: list[str]) -> None:
     except (FloatingPointError, OSError, EOFError) as error:
         pipe = isinstance(error, EOFError | ConnectionError)
         cause = "the process at the other end of a pipe has ended, perhaps an environment's" if pipe else error
-        report(f"stopped by an error: {cause}; the last checkpoint is kept: --run-dir {args.run_dir} --resume")
+        again = "--eval-only" if args.eval_only else "--resume"
+        report(f"stopped by an error: {cause}; the last checkpoint is kept: --run-dir {args.run_dir} {again}")
         raise SystemExit(1) from None
     finally:
         for number, old in before.items():

@@ -482,6 +482,18 @@ def test_disk_full_while_writing_a_checkpoint(tmp_path):
     assert equal(tmp_path / "whole", tmp_path / "run")
 
 
+def test_disk_full_while_writing_an_evaluation(finished, monkeypatch, capsys):
+    def full(path, write):
+        raise OSError(28, "No space left on device", str(path))
+
+    before = snapshot(finished)
+    monkeypatch.setattr(qmp_sac, "replace_file", full)
+    assert main(finished, "--eval-only") == 1
+    error = capsys.readouterr().err
+    assert "No space left" in error and error.endswith(" --eval-only\n") and error.count("\n") == 1
+    assert snapshot(finished) == before
+
+
 def test_disk_full_while_writing_a_csv_file(tmp_path, monkeypatch, capsys):
     class Full:
         def __init__(self, file):
