@@ -261,7 +261,7 @@ def q_switch(actor, qf, alpha, obs, noise, gumbel, args: Args) -> tuple[Tensor, 
     scores = scores.mean(-1)  # [N, P]
     rules = {"argmax": scores, "softmax": scores / args.switch_temperature + gumbel, "uniform": gumbel}
     key = rules[args.switch_rule]  # [N, P], the highest is chosen
-    # A tie, up to rounding (a relative 1e-5), goes to the task's own policy, then to the lowest index.
+    # A tie, up to rounding (1e-5, relative above 1), goes to the task's own policy, then to the lowest index.
     best = key.amax(1, keepdim=True)
     ties = key >= best - 1e-5 * best.abs().clamp(min=1)  # [N, P]
     policies = torch.where(ties.diagonal(), torch.arange(N, device=obs.device), ties.int().argmax(1))
@@ -664,7 +664,7 @@ def open_envs(args: Args) -> gym.vector.VectorEnv:
         envs = make_vec(args.env_id, args.seed, args.vectorization, render_mode)
     except ValueError as error:
         fail(error)
-    if envs.render_mode != render_mode:
+    if render_mode and envs.render_mode != render_mode:
         fail(f"--capture-video: {args.env_id} cannot render an rgb_array")
     return envs
 
@@ -687,6 +687,8 @@ def start(args: Args, state: dict | None) -> tuple:
 
     Returns the environments, (N, O, A), the names of tasks and metrics, a new agent, the switch's generator.
     """
+    random.seed(args.seed)
+    np.random.seed(args.seed % 2**32)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.num_threads)
     torch.backends.cudnn.deterministic = args.torch_deterministic
@@ -708,7 +710,7 @@ def train(args: Args, signals: Sequence[int] = ()) -> Agent:
     """
     state = read_checkpoint(args) if args.resume else None
     envs, shape, tasks, metrics, agent, generator = start(args, state)
-    eval_envs = None  # made when they are first needed
+    eval_envs = open_envs(args)
     N, O, A = shape
     min_rewards = MIN_REWARDS.get(args.env_id) if args.min_reward is None else (args.min_reward,) * N
     if min_rewards is None:
@@ -770,7 +772,8 @@ def train(args: Args, signals: Sequence[int] = ()) -> Agent:
         real_next_obs = next_obs.copy()
         if dones.any():
             real_next_obs[dones] = np.stack(infos["final_obs"][dones])
-        for name, values in (("action", actions), ("observation", real_next_obs), ("reward", rewards)):
+        numbers = (("observation", obs), ("action", actions), ("observation", real_next_obs), ("reward", rewards))
+        for name, values in numbers:
             check_finite(name, values, tasks, global_step)
         rb.add(obs, actions, rewards * args.reward_scale, real_next_obs, terminations)
         obs = next_obs
@@ -795,7 +798,6 @@ def train(args: Args, signals: Sequence[int] = ()) -> Agent:
         progress.update(N)
         finished, stopping = global_step >= args.total_timesteps, bool(signals)
         if global_step % eval_frequency < N or finished:
-            eval_envs = eval_envs or open_envs(args)
             view, seed = film(eval_envs, args, f"step-{global_step}"), child_seed(args.seed, global_step, EVAL_SEED)
             evaluation = evaluate(functools.partial(own_policies, agent.actor), view, metrics, args.eval_episodes, seed)
             shares = mixture.shares()
@@ -808,7 +810,7 @@ def train(args: Args, signals: Sequence[int] = ()) -> Agent:
         new_episodes = scheduled or stopping
         if new_episodes:
             save(scheduled)
-    for resource in (progress, writer, evaluations, mixtures, envs, *([eval_envs] if eval_envs else [])):
+    for resource in (progress, writer, evaluations, mixtures, envs, eval_envs):
         resource.close()
     if args.track:
         wandb.finish()
@@ -848,11 +850,11 @@ def evaluate_run(args: Args) -> None:
 def check_args(args: Args) -> None:
     """End the program for values out of range and for flags that contradict each other."""
     counts = "total_timesteps buffer_size batch_size train_frequency gradient_steps switch_period eval_episodes"
+    from_0 = "seed learning_starts switch_samples eval_frequency checkpoint_frequency"
     limits = (
-        ("at least 1", lambda x: x >= 1, counts),
+        ("from 1 to 2**63 - 1", lambda x: 1 <= x < 2**63, counts),
         ("from 1 to 1024", lambda x: 1 <= x <= 1024, "num_threads"),
-        ("from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63, "seed"),
-        ("at least 0", lambda x: x >= 0, "learning_starts switch_samples eval_frequency checkpoint_frequency"),
+        ("from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63, from_0),
         ("above 0", lambda x: 0 < x < math.inf, "policy_lr q_lr alpha switch_temperature reward_scale"),
         ("from 0 to 1", lambda x: 0 <= x <= 1, "gamma tau own_policy_prob sharing_quantile"),
         ("one or more numbers above 0", lambda x: x and min(x) > 0, "hidden_sizes"),
@@ -874,7 +876,7 @@ def flag(name: str) -> str:
 
 def parse_args(argv: list[str], default: Args) -> Args:
     """The command line's arguments, whole numbers also as 1e6; ends the program with one line if there is a mistake."""
-    words = [re.sub(r"(^|=)(\d+(\.\d+)?[eE]\+?\d+)$", lambda m: f"{m[1]}{Decimal(m[2]):f}", word) for word in argv]
+    words = [re.sub(r"(^|=)(\d+(\.\d+)?[eE]\+?\d{1,2})$", lambda m: f"{m[1]}{Decimal(m[2]):f}", word) for word in argv]
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -907,7 +909,7 @@ def main(argv: list[str]) -> None:
             fail(f"the run is finished, at step {step:,}; give more --total-timesteps to go on")
     else:
         args.run_dir = args.run_dir or f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
-        if Path(args.run_dir).exists():
+        if os.path.exists(args.run_dir):
             fail(
                 f"{args.run_dir} already exists; choose another --run-dir, delete it, or continue its run with --resume"
             )

@@ -208,12 +208,14 @@ def _checked(envs: VectorEnv, env_id: str, seed: int) -> VectorEnv:
     if not (np.all(actions.low == -1) and np.all(actions.high == 1)):
         envs = RescaleAction(envs, -1.0, 1.0)
     try:
-        envs.reset(seed=seed)
-        infos = envs.step(np.zeros((envs.num_envs, *actions.shape), np.float32))[-1]
+        first_obs, _ = envs.reset(seed=seed)
+        obs, *_, infos = envs.step(np.zeros((envs.num_envs, *actions.shape), np.float32))
         if envs.render_mode is not None:
             envs.render()
     except Exception as error:
         raise ValueError(f"the first step of '{env_id}' fails: {type(error).__name__}: {error}") from error
+    if np.shares_memory(first_obs, obs):
+        raise ValueError(f"'{env_id}' returns one array of observations again and again; it must be new in every step")
     for name in ("success", *envs.metadata.get("metrics", ())):
         told = [part.get(f"_{name}", name in part) for part in (infos, infos.get("final_info", {}))]
         if not np.all(np.logical_or(*told)):

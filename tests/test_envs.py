@@ -78,6 +78,16 @@ def make_unequal(seed, vectorization, render_mode):
     return SyncVectorEnv([lambda: thunk(1), lambda: thunk(2)], autoreset_mode=AutoresetMode.SAME_STEP)
 
 
+def make_without_copies(seed, vectorization, render_mode):
+    return SyncVectorEnv([lambda: Drift(0)] * 2, autoreset_mode=AutoresetMode.SAME_STEP, copy=False)
+
+
+def make_always_drawn(seed, vectorization, render_mode):
+    vec = make_drift(seed, vectorization, render_mode)
+    vec.render, vec.render_mode = lambda: [np.zeros((8, 8, 3), np.uint8)] * 3, "rgb_array"
+    return vec
+
+
 def make_undrawable(seed, vectorization, render_mode):
     def draw():
         raise RuntimeError("no screen")
@@ -105,6 +115,10 @@ class Faulty(gym.Wrapper):
         obs = obs * np.nan if late and self.fault == "NaN observation" else obs
         return obs, np.inf if late and self.fault == "infinite reward" else reward, *ends, info
 
+    def reset(self, **kwargs):
+        obs, info = super().reset(**kwargs)
+        return obs * np.nan if self.steps > 40 and self.fault == "NaN reset" else obs, info
+
 
 def faulty(fault):
     thunks = [lambda: TimeLimit(Drift(1), 3), lambda: Faulty(fault)]
@@ -113,6 +127,7 @@ def faulty(fault):
 
 make_raising, make_no_success = faulty("raises"), faulty("no success")
 make_nan, make_infinite = faulty("NaN observation"), faulty("infinite reward")
+make_nan_reset = faulty("NaN reset")
 
 
 def make_failing(seed, vectorization, render_mode):
@@ -189,6 +204,7 @@ def test_same_step_autoreset():
         ("test_envs:make_images", "flat Box of observations"),
         ("test_envs:make_unequal", "(?i)observation.space"),
         ("test_envs:make_raising", "(?s)first step of .* fails: RuntimeError: the robot.fell over"),
+        ("test_envs:make_without_copies", "one array of observations again and again"),
         ("test_envs:make_no_success", r"info\['success'\] is missing"),
     ],
 )

@@ -52,6 +52,23 @@ class Mortal(gym.Wrapper):
         return self.env.step(action)
 
 
+class Noisy(gym.Wrapper):
+    """PointReach seen through noise from NumPy's global generator, which is drawn from at creation too."""
+
+    def __init__(self, task):
+        super().__init__(gym.make("qmp/PointReach-v0", task=task))
+        self.noise = np.random.normal(scale=0.1, size=2)
+
+    def step(self, action):
+        obs, *rest = self.env.step(action)
+        return (obs + self.noise + np.random.normal(scale=0.1, size=2)).astype(np.float32), *rest
+
+
+def make_noisy(seed, vectorization, render_mode):
+    """Two tasks that draw from NumPy's global generator."""
+    return SyncVectorEnv([lambda i=i: Noisy(i) for i in (0, 1)], autoreset_mode=AutoresetMode.SAME_STEP)
+
+
 def make_silent(seed, vectorization, render_mode):
     """Two pendulums in processes of their own, which do not tell of success."""
     return AsyncVectorEnv([lambda: gym.make("Pendulum-v1")] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
@@ -117,6 +134,7 @@ def finished(tmp_path_factory):
         "--no-qmp --train-frequency 3 --gradient-steps 2 --no-autotune",
         "--switch-rule softmax --own-policy-prob 0.5 --switch-period 7 --buffer-size 60",
         "--env-id kills:make_pendulums",
+        "--env-id test_resume:make_noisy --eval-frequency 250",
         "--env-id MultistageReacher-v0",
         "--env-id Maze-v0 --total-timesteps 1_500 --eval-frequency 1_500 --checkpoint-frequency 500",
         "--env-id Walker2dMT4-v0",
@@ -324,14 +342,16 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, wandb_offline):
 
 
 BAD_INPUT = {
-    "--batch-size 0": "--batch-size must be at least 1, not 0",
+    "--batch-size 0": "--batch-size must be from 1 to 2**63 - 1, not 0",
     "--gamma 1.5": "--gamma must be from 0 to 1, not 1.5",
     "--gamma nan": "--gamma must be from 0 to 1",
-    "--switch-samples -1": "--switch-samples must be at least 0",
+    "--switch-samples -1": "--switch-samples must be from 0 to 2**63 - 1",
     "--own-policy-prob 2": "--own-policy-prob must be from 0 to 1",
     "--alpha 0": "--alpha must be above 0",
     "--policy-lr inf": "--policy-lr must be above 0",
     "--seed 99999999999999999999": "--seed must be from 0 to 2**63 - 1",
+    "--seed 1e999999999999": "invalid literal",
+    "--switch-period 1e30": "--switch-period must be from 1 to 2**63 - 1",
     "--num-threads 1e10": "--num-threads must be from 1 to 1024",
     "--hidden-sizes": "--hidden-sizes must be one or more",
     "--hidden-sizes 16 0": "--hidden-sizes must be one or more",
@@ -371,7 +391,11 @@ def test_resume_needs_a_folder(capsys):
         assert stop.value.code == 2 and "--run-dir" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("run_dir", ["file/run", "finished"])
+def test_an_environment_that_always_draws_is_taken(tmp_path):
+    assert main(tmp_path / "run", "--env-id", "test_envs:make_always_drawn") == 0
+
+
+@pytest.mark.parametrize("run_dir", ["file/run", "finished", "long" * 100])
 def test_a_folder_that_cannot_be_made(tmp_path, capsys, finished, run_dir):
     (tmp_path / "file").touch()
     run_dir = finished if run_dir == "finished" else tmp_path / run_dir
@@ -444,6 +468,7 @@ def test_a_changed_environment_is_refused(tmp_path, monkeypatch, capsys):
     "flags, words",
     [
         ("--env-id test_envs:make_nan", "a non-finite observation in task task-1 at step 80"),
+        ("--env-id test_envs:make_nan_reset", "a non-finite observation in task task-1 at step"),
         ("--env-id test_envs:make_infinite", "a non-finite reward in task task-1 at step 80"),
         ("--q-lr 1e30", "non-finite"),
         ("--policy-lr 1e30 --no-qmp", "non-finite"),
