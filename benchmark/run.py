@@ -257,6 +257,7 @@ def run_all(args: Args, runs: list[Run], ray) -> int:
     """Run everything that is not finished. Returns the exit code."""
     stop = args.runs.resolve() / f"stop-{platform.node()}-{os.getpid()}"
     stop.parent.mkdir(parents=True, exist_ok=True)
+    stop.unlink(missing_ok=True)  # of a killed process that had the same number
     task = ray.remote(num_cpus=1, max_retries=ATTEMPTS)(execute)
     waiting = [run for run in runs if not run.finished()]
     print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before")

@@ -17,6 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import plot
 import psutil
@@ -24,6 +25,8 @@ import pytest
 import run
 import speed
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from matplotlib.figure import Figure
 
 import qmp_sac
 
@@ -71,6 +74,7 @@ import run, sys
 folder, flags, methods, seeds, address = sys.argv[1:]
 run.SETTINGS = {"PointReach-v0": run.Setting(paper="", laptop=flags)}
 run.METHODS = {"base": "--no-qmp", "qmp": "", "refused": "--gamma 2"}
+run.Path(folder, f"stop-{run.platform.node()}-{run.os.getpid()}").touch()  # left by another of the same number
 where = {"jobs": 1} if address == "local" else {"address": address}
 matrix = {"scripts": ["qmp_sac"], "methods": methods.split(","), "seeds": range(1, 1 + int(seeds))}
 sys.exit(run.main(run.Args(**matrix, **where, runs=run.Path(folder))))
@@ -118,6 +122,42 @@ def test_runs_are_finished_resumed_and_failures_listed(tmp_path):
         run.execute(dataclasses.replace(planned, command=planned.command[:6] + TINY.split()), tmp_path / "stop") is None
     )
     assert planned.log.read_text().count("$ python") == 1
+
+
+class Deadly(gym.Wrapper):
+    """Kills its process in its 40th step, unless the file that the variable DEATHS names has no letters left."""
+
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        deaths = Path(os.environ["DEATHS"])
+        if self.steps == 40 and (left := deaths.read_text()):
+            deaths.write_text(left[1:])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.env.step(action)
+
+
+def make_deadly(seed, vectorization, render_mode):
+    """Two tasks of PointReach, one of them deadly."""
+    thunks = [lambda: Deadly(gym.make("qmp/PointReach-v0", task=0)), lambda: gym.make("qmp/PointReach-v0", task=1)]
+    return SyncVectorEnv(thunks, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def test_a_killed_run_is_tried_again_from_its_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT / "tests", ROOT / "benchmark"))))
+    monkeypatch.setenv("DEATHS", str(tmp_path / "deaths"))
+    command = f"python qmp_sac.py --env-id test_benchmark:make_deadly {TINY} --checkpoint-frequency 50".split()
+    whole, killed, hopeless = (run.Run(tmp_path / name, command, total=400) for name in ("whole", "killed", "hopeless"))
+    for planned, deaths in ((whole, 0), (killed, run.ATTEMPTS - 1)):
+        (tmp_path / "deaths").write_text("x" * deaths)
+        assert run.execute(planned, tmp_path / "stop") is None and planned.finished()
+        assert planned.log.read_text().count("$ python") == 1 + deaths
+    for file in ("evaluations.csv", "mixture.csv"):
+        assert (killed.folder / file).read_bytes() == (whole.folder / file).read_bytes()
+    monkeypatch.setattr(run, "ATTEMPTS", 1)
+    (tmp_path / "deaths").write_text("x")
+    assert run.execute(hopeless, tmp_path / "stop").startswith("exit code -9") and not hopeless.finished()
 
 
 def test_a_run_that_cannot_be_started_is_listed(tmp_path):
@@ -265,6 +305,9 @@ def test_smoke_draws_its_figures(tmp_path):
         assert (tmp_path / "smoke" / name).stat().st_size > 10_000
 
 
+MIXTURE = [[0.75, 0.25], [0.4, 0.6]]
+
+
 def fake(folder, curve, method, seed, env_id="PointReach-v0", budget="laptop", evaluations=10):
     """A run folder as run.py leaves it: mean success curve(t) in ten evaluations of two tasks."""
     run_dir = folder / budget / f"{env_id}__qmp_sac__{method}__{seed}"
@@ -275,7 +318,7 @@ def fake(folder, curve, method, seed, env_id="PointReach-v0", budget="laptop", e
             row = {"global_step": 100 * t, "task": task, "episodic_return": -t, "episodic_length": 50}
             rows.append(row | {"success_rate": np.clip(curve(t) + sign * 0.25 * (t < 10), 0, 1)})
     plot.write(run_dir / "evaluations.csv", rows)
-    shares = [(t, i, j, 0.75 if i == j else 0.25) for t in (100, 100 * evaluations) for i in range(2) for j in range(2)]
+    shares = [(t, i, j, MIXTURE[i][j]) for t in (100, 100 * evaluations) for i in range(2) for j in range(2)]
     names = ("global_step", "task", "policy", "probability")
     plot.write(run_dir / "mixture.csv", [dict(zip(names, share, strict=True)) for share in shares])
     versions = dict.fromkeys(("python", "torch", "gymnasium", "mujoco", "metaworld"), "1.0")
@@ -333,6 +376,26 @@ def test_collect_draw_and_table(results, tmp_path):
     assert "| `--switch-period 1` | 1 | 1.00 (1 seed) | 1 of 1 |" in more
     assert "PointReach-v0_variants.png" in more and (results / "PointReach-v0_variants.png").exists()
     assert text.count("<!-- end of results -->") == 1
+
+
+def test_curves_show_mean_and_interval():
+    rows = runs_of((0, 0, 0), (0, 0.5, 1), (0, 0.25, 0.5), method="qmp") + runs_of((0.5, 0.5, 0.5), method="base")
+    axes = Figure().subplots()
+    plot.draw_curves(axes, rows, "success_rate", ["base", "qmp"])
+    assert [line.get_linestyle() for line in axes.lines] == ["--", "-"]
+    assert [line.get_label() for line in axes.lines] == ["alone, 1 seed", "+ QMP, 3 seeds"]
+    assert axes.lines[1].get_xydata().tolist() == [[1000, 0], [2000, 0.25], [3000, 0.5]]
+    band = axes.collections[1].get_paths()[0].vertices
+    assert [sorted({y for x, y in band if x == step}) for step in (1000, 2000, 3000)] == [[0], [0, 0.5], [0, 1]]
+
+
+def test_mixtures_are_drawn_as_they_are(results, tmp_path, monkeypatch):
+    fake(tmp_path / "runs", lambda t: 0.5, "qmp", 1)
+    figures = []
+    monkeypatch.setattr(plot, "save", lambda figure, path: figures.append(figure))
+    draw(tmp_path / "runs", results)
+    assert [image.get_array().tolist() for axes in figures[-1].axes for image in axes.images] == [MIXTURE] * 4
+    assert figures[-1].axes[0].get_ylabel() == "qmp_sac\ntask" and figures[-1].axes[0].get_xlabel() == "acting policy"
 
 
 def test_budgets_are_not_mixed(results, tmp_path):
