@@ -123,7 +123,8 @@ def make_vec(env_id: str, seed: int, vectorization: str = "sync", render_mode: s
 
     Args:
         env_id: a key of `TASKS`, or `package.module:function`, a function
-            `f(seed, vectorization, render_mode) -> gymnasium.vector.VectorEnv` of your own with SAME_STEP autoreset.
+            `f(seed, vectorization, render_mode) -> gymnasium.vector.VectorEnv` of your own with SAME_STEP autoreset
+            and a new array of observations in every step.
         seed: each task gets its own child of `SeedSequence(seed)`.
         vectorization: "sync" (one process) or "async" (a process per task).
         render_mode: None or "rgb_array".

@@ -483,6 +483,7 @@ def test_numbers_that_are_not_finite_stop_the_run(tmp_path, capsys, flags, words
     assert 60 <= state["global_step"] <= 100  # a good one
     assert all(x.isfinite().all() for x in state["agent"]["actor"].values())
     assert all(x.isfinite().all() for x in state["agent"]["qf"].values())
+    assert all(state["replay"][name].isfinite().all() for name in ("obs", "actions", "rewards", "next_obs"))
 
 
 def limited(run_dir, megabytes, *flags):
