@@ -133,8 +133,8 @@ def finished(tmp_path_factory):
         "",
         "--no-qmp --train-frequency 3 --gradient-steps 2 --no-autotune",
         "--switch-rule softmax --own-policy-prob 0.5 --switch-period 7 --buffer-size 60",
-        "--env-id kills:make_pendulums",
-        "--env-id test_resume:make_noisy --eval-frequency 250",
+        "--env-id kills:make_pendulums --checkpoint-frequency 100",
+        "--env-id test_resume:make_noisy --checkpoint-frequency 100 --eval-frequency 150",
         "--env-id MultistageReacher-v0",
         "--env-id Maze-v0 --total-timesteps 1_500 --eval-frequency 1_500 --checkpoint-frequency 500",
         "--env-id Walker2dMT4-v0",
@@ -150,6 +150,7 @@ def test_resumed_is_uninterrupted(tmp_path, monkeypatch, flags):
         with pytest.raises(KeyboardInterrupt):
             main(tmp_path / "cut", *flags.split(), *(["--resume"] if turn == 60 else []))
         monkeypatch.undo()
+        assert torch.load(tmp_path / "cut" / "checkpoint.pt")["global_step"] > 0
     assert main(tmp_path / "cut", *flags.split(), "--resume") == 0
     assert equal(tmp_path / "whole", tmp_path / "cut")
 
