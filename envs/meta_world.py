@@ -1,7 +1,8 @@
-"""Meta-World's MT10 and MT50: one robot arm, ten or fifty manipulation tasks, one environment per task.
+"""Meta-World's MT10, MT25 and MT50, and any other choice of its fifty tasks: one robot arm, one environment per task.
 
-A Sawyer arm with a two-finger gripper stands at a table; `task` is the position of the task in Meta-World's own order
-(`list(BENCHMARKS["MT10"])`). The simulation, rewards ("v2") and success tests are those of `metaworld` 3 [1], [2].
+A Sawyer arm with a two-finger gripper stands at a table; `task` is the position of the task in `tasks`, names from
+`ALL_TASKS`. `TASK_SETS` holds Meta-World's own sets, in its order. The simulation, rewards ("v2") and success tests are
+those of `metaworld` 3 [1], [2].
 
 Action, float32 in [-1, 1], shape (4,); a step lasts 0.0125 s:
 
@@ -26,18 +27,22 @@ Success: `info["success"]` (bool) tells whether the task is solved in this state
 is a success if any of its steps was. Episodes never terminate; registration limits them to 500 steps, which is also
 where Meta-World refuses to go on.
 
-Goals: each task has fifty; a goal is a place for the objects and the target. Goal k depends on `goal_seed`, the task's
-name and k alone. A reset picks k with the environment's own generator, unless given `options={"goal": k}`, and reports
-it as `info["goal"]`.
+Goals: each task has fifty for training and, as in the QMP authors' code, fifty others for evaluation; a goal is a place
+for the objects and the target. Goal k depends on the task's name, `evaluation` and k alone; a reset reports k as
+`info["goal"]`.
+- In training a reset picks k with the environment's own generator.
+- In evaluation goals come in order: `reset(seed=...)` starts at goal 0 and every reset without a seed takes the next
+  one. Fifty episodes are Meta-World's protocol, one for each goal; fewer are always the same goals.
 
 What differs from `metaworld.make_mt_envs`, and why (times from a two-core machine):
 - `reset(seed=...)` decides which goals the episodes get. There it is ignored, and all tasks start from one seed.
 - Goals are drawn when first needed, by generators of their own. There, NumPy's global generator draws them all at the
   start, which takes 7 s for MT10 and 35 s for MT50; loading the models, all we do then, takes 1.3 s and 8 s.
-- The slowest Python in a step is replaced, see `Lean`; observations and rewards stay the same to the last bit.
+- The slowest Python in a step is replaced, see `FasterSawyer`; observations and rewards stay the same to the last bit.
 - No one-hot task id, no termination on success, and only `success` in `info`.
+- `copy.deepcopy` and `pickle` make a copy that goes on as the original would.
 
-A hundred environments (MT50 for training and for evaluation) occupy 2.3 GB in one process. Nearly all of it is the
+A hundred environments (MT50 for training and for evaluation) occupy 2.4 GB in one process. Nearly all of it is the
 models, 20 MB each, which cannot be shared: Meta-World moves their bodies at each reset.
 
 [1] Yu et al., Meta-World, CoRL 2019, arXiv 1910.10897. [2] McLean et al., Meta-World+, 2025, arXiv 2505.11289.
@@ -45,6 +50,7 @@ models, 20 MB each, which cannot be shared: Meta-World moves their bodies at eac
 
 from __future__ import annotations
 
+import difflib
 import functools
 import pickle
 from types import FunctionType, SimpleNamespace
@@ -52,13 +58,14 @@ from types import FunctionType, SimpleNamespace
 import gymnasium as gym
 import mujoco
 import numpy as np
-from metaworld.env_dict import MT10_V3, MT50_V3
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3
 from metaworld.types import Task
 from scipy.spatial.transform import Rotation
 
 from envs.tasks import task_number
 
-BENCHMARKS = {"MT10": MT10_V3, "MT50": MT50_V3}
+ALL_TASKS = tuple(ALL_V3_ENVIRONMENTS)
+TASK_SETS = {"MT10": tuple(MT10_V3), "MT25": tuple(MT25_V3), "MT50": ALL_TASKS}
 NUM_GOALS = 50
 CAMERA = {"lookat": np.array([0.0, 0.55, 0.12]), "distance": 1.7, "azimuth": 145.0, "elevation": -30.0}
 
@@ -69,7 +76,7 @@ except TypeError:  # SciPy before 1.17 lacks the argument
     from_matrix = Rotation.from_matrix
 
 
-class Lean:
+class FasterSawyer:
     """The slow methods of Meta-World's environments, rewritten, with the same results.
 
     Steps per second grow by a factor of 1.05 to 2.1, of 1.4 over MT10, most where the task asks for contacts. Of what
@@ -105,15 +112,18 @@ class Lean:
         mujoco.mj_step(self.model, self.data, nstep=n_frames)
 
 
+Lean = FasterSawyer  # the name that envs/meta_world_cds.py imports
+
+
 @functools.cache
-def lean(env_cls: type) -> type:
-    """A subclass of a Meta-World task with the methods of `Lean`; Meta-World itself is left as it is."""
+def faster(env_cls: type) -> type:
+    """A subclass of a Meta-World task with the methods of `FasterSawyer`; Meta-World itself is left as it is."""
     # Many tasks get their quaternions from SciPy's Rotation, which spends most of its time on checking that it is given
     # a rotation matrix. MuJoCo's matrices always are, so the method gets a Rotation that trusts them.
     method = env_cls._get_quat_objects
     names = {**method.__globals__, "Rotation": SimpleNamespace(from_matrix=from_matrix)}
     quat_objects = FunctionType(method.__code__, names, method.__name__, method.__defaults__, method.__closure__)
-    return type(env_cls.__name__, (Lean, env_cls), {"_get_quat_objects": quat_objects})
+    return type(env_cls.__name__, (FasterSawyer, env_cls), {"_get_quat_objects": quat_objects})
 
 
 class DrawnEnv(gym.Env):
@@ -135,51 +145,92 @@ class DrawnEnv(gym.Env):
 
 
 class MetaWorld(DrawnEnv):
-    """Task number `task` of Meta-World's `benchmark`, "MT10" or "MT50"."""
+    """Task `tasks[task]` of Meta-World, with its training goals or its evaluation goals.
 
-    def __init__(self, benchmark: str, task: int, goal_seed: int = 0, render_mode: str | None = None):
-        if benchmark not in BENCHMARKS:
-            raise ValueError(f"benchmark must be one of {', '.join(BENCHMARKS)}, got {benchmark!r}")
-        names = list(BENCHMARKS[benchmark])
-        self.task_name = names[task_number(benchmark, task, len(names))]
-        self.goal_seed = goal_seed
+    Args:
+        tasks: names from `ALL_TASKS`, for example `TASK_SETS["MT10"]`.
+        task: position in `tasks`.
+        evaluation: take the evaluation goals, in order.
+        render_mode: None or "rgb_array".
+
+    Raises:
+        ValueError: Meta-World has no task of this name, or `tasks` has no such position.
+    """
+
+    def __init__(self, tasks: tuple[str, ...], task: int, evaluation: bool = False, render_mode: str | None = None):
+        for name in tasks:
+            if name not in ALL_TASKS:
+                close = difflib.get_close_matches(name, ALL_TASKS, n=1, cutoff=0.0)[0]
+                allowed = ", ".join(ALL_TASKS)
+                raise ValueError(f"unknown Meta-World task '{name}'; did you mean '{close}'? Allowed: {allowed}")
+        self.task_name = tasks[task_number("MetaWorld", task, len(tasks))]
+        self.evaluation = evaluation
         self.render_mode = render_mode
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (39,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
+        self._goals: dict[int, np.ndarray] = {}
+        self._goal_number: int | None = None  # of this episode
+        self._actions: list[np.ndarray] = []  # of this episode
+        self.env = self._make_env()
 
-        env_cls = BENCHMARKS[benchmark][self.task_name]
-        self.env = lean(env_cls)(render_mode=render_mode, width=320, height=320)
+    def _make_env(self):
+        """Meta-World's own environment, with the goal observable and a camera beside the arm."""
+        env_cls = ALL_V3_ENVIRONMENTS[self.task_name]
+        env = faster(env_cls)(render_mode=self.render_mode, width=320, height=320)
         # Meta-World's corner cameras hang upside down; this free one stands beside the arm and looks over the table.
-        self.env.mujoco_renderer.default_cam_config = CAMERA
-        self.env.model.vis.quality.shadowsize = 0  # without a GPU, shadows take two thirds of the time of a frame
+        env.mujoco_renderer.default_cam_config = CAMERA
+        env.model.vis.quality.shadowsize = 0  # without a GPU, shadows take two thirds of the time of a frame
         # Makes the goal observable; which goal (`rand_vec`) is set at each reset.
         settings = {"env_cls": env_cls, "rand_vec": None, "partially_observable": False}
-        self.env.set_task(Task(env_name=self.task_name, data=pickle.dumps(settings)))
-        self.env.seeded_rand_vec = True  # draw with env.np_random instead of NumPy's global generator
-        self._goals: dict[int, np.ndarray] = {}
+        env.set_task(Task(env_name=self.task_name, data=pickle.dumps(settings)))
+        env.seeded_rand_vec = True  # draw with env.np_random instead of NumPy's global generator
+        return env
 
     def _goal(self, k: int) -> np.ndarray:
         """The random vector behind goal k, drawn by a reset of Meta-World's, which rejects what does not fit."""
         if k not in self._goals:
-            self.env.np_random = np.random.default_rng([self.goal_seed, k, *self.task_name.encode()])
+            self.env.np_random = np.random.default_rng([int(self.evaluation), k, *self.task_name.encode()])
             self.env._freeze_rand_vec = False
             self.env.reset()
             self.env._freeze_rand_vec = True
             self._goals[k] = self.env._last_rand_vec.copy()
         return self._goals[k]
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None):
-        super().reset(seed=seed)
-        k = int(self.np_random.integers(NUM_GOALS))
-        k = (options or {}).get("goal", k)
-        if k not in range(NUM_GOALS):
-            raise ValueError(f"options['goal'] must be an integer from 0 to {NUM_GOALS - 1}, got {k!r}")
+    def _start_episode(self, k: int) -> np.ndarray:
+        """Start an episode with goal k; returns the first observation [39]."""
+        self._goal_number, self._actions = k, []
         self.env._last_rand_vec = self._goal(k).copy()
         # Meta-World resets the model twice. Both are needed: some tasks move bodies of the model late in the first, and
         # without the second the state would depend on the goal of the previous episode.
         obs, _ = self.env.reset()
-        return obs.astype(np.float32), {"goal": k}
+        return obs.astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        if not self.evaluation:
+            k = int(self.np_random.integers(NUM_GOALS))
+        elif seed is not None or self._goal_number is None:
+            k = 0
+        else:
+            k = (self._goal_number + 1) % NUM_GOALS
+        return self._start_episode(k), {"goal": k}
 
     def step(self, action: np.ndarray):
         obs, reward, _, _, info = self.env.step(action)
+        self._actions.append(np.array(action))
         return obs.astype(np.float32), float(reward), False, False, {"success": bool(info["success"])}
+
+    def __getstate__(self) -> dict:
+        """What a copy is made from, for `copy` and `pickle`: all but Meta-World's environment and its viewer."""
+        return {name: value for name, value in vars(self).items() if name != "env"}
+
+    def __setstate__(self, state: dict) -> None:
+        """Make a copy: load the model, then repeat the episode so far, which its goal and actions determine."""
+        # Meta-World's environment cannot be copied itself: it keeps views into the simulation's arrays.
+        vars(self).update(state)
+        self.env = self._make_env()
+        if self._goal_number is not None:
+            actions = self._actions
+            self._start_episode(self._goal_number)
+            for action in actions:
+                self.step(action)

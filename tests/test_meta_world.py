@@ -1,5 +1,6 @@
-"""Tests of envs/meta_world.py: the same numbers as Meta-World, seeded goals, and nothing global touched."""
+"""Tests of envs/meta_world.py: the same numbers as Meta-World, seeded goals, copies, and nothing global touched."""
 
+import copy
 import os
 import pickle
 import subprocess
@@ -14,24 +15,22 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.types import Task
 
-import envs
 from envs import choose_opengl
-from envs.meta_world import BENCHMARKS, NUM_GOALS, Lean, MetaWorld
-
-NAMES = list(BENCHMARKS["MT50"])
+from envs.meta_world import ALL_TASKS, NUM_GOALS, TASK_SETS, FasterSawyer, MetaWorld
 
 
 def make(name: str, **kwargs) -> MetaWorld:
-    return MetaWorld("MT50", NAMES.index(name), **kwargs)
+    return MetaWorld((name,), 0, **kwargs)
 
 
 def make_plain(name: str, rand_vec: np.ndarray) -> SawyerXYZEnv:
     """Meta-World's own environment with the goal observable."""
-    env = BENCHMARKS["MT50"][name]()
+    env = ALL_V3_ENVIRONMENTS[name]()
     settings = {"env_cls": type(env), "rand_vec": rand_vec, "partially_observable": False}
     env.set_task(Task(env_name=name, data=pickle.dumps(settings)))
     return env
@@ -68,20 +67,20 @@ def roll_out(env: MetaWorld, steps: int, **reset) -> list:
 )
 def test_equals_metaworld(name, touches, monkeypatch):
     """Bit for bit over full scripted episodes of two goals, though only the second environment is new for each."""
-    env = make(name)
-    touched = []
+    env = make(name, evaluation=True)
+    touched, solved = [], False
 
     def touching_object(object_geom_id):
-        touched.append(Lean.touching_object(env.env, object_geom_id))
+        touched.append(FasterSawyer.touching_object(env.env, object_geom_id))
         assert touched[-1] == SawyerXYZEnv.touching_object(env.env, object_geom_id)
         return touched[-1]
 
     monkeypatch.setattr(env.env, "touching_object", touching_object)
-    for k in (3, 1):
-        obs, info = env.reset(seed=0, options={"goal": k})
+    for k in range(2):
+        obs, info = env.reset()
         plain = make_plain(name, env._goal(k))
         plain_obs, _ = plain.reset()
-        policy, solved = ENV_POLICY_MAP[name](), False
+        policy = ENV_POLICY_MAP[name]()
         assert info == {"goal": k}
         assert obs.tolist() == plain_obs.astype(np.float32).tolist()
         assert obs[36:].any()  # the goal is observed
@@ -95,8 +94,7 @@ def test_equals_metaworld(name, touches, monkeypatch):
             assert info == {"success": bool(plain_info["success"])}
             assert not terminated and not truncated
             solved |= info["success"]
-        assert solved
-    assert any(touched) == touches
+    assert solved and any(touched) == touches
 
 
 @st.composite
@@ -121,7 +119,7 @@ def test_touching_object_equals_metaworld_on_any_contacts(contacts, object_geom_
     pads = {"leftpad_geom": SimpleNamespace(id=0), "rightpad_geom": SimpleNamespace(id=1)}
     data = SimpleNamespace(contact=Contacts(rows), efc_force=np.array(forces), geom=pads.get)
     env = SimpleNamespace(data=data)
-    assert Lean.touching_object(env, object_geom_id) == SawyerXYZEnv.touching_object(env, object_geom_id)
+    assert FasterSawyer.touching_object(env, object_geom_id) == SawyerXYZEnv.touching_object(env, object_geom_id)
 
 
 def test_touching_object_without_contacts():
@@ -131,44 +129,127 @@ def test_touching_object_without_contacts():
 
 
 def test_metaworld_itself_is_left_alone():
-    before = dict(vars(SawyerXYZEnv)), dict(vars(BENCHMARKS["MT50"]["push-v3"]))
+    before = dict(vars(SawyerXYZEnv)), dict(vars(ALL_V3_ENVIRONMENTS["push-v3"]))
     env = make("push-v3")
     env.reset(seed=0)
-    assert (dict(vars(SawyerXYZEnv)), dict(vars(BENCHMARKS["MT50"]["push-v3"]))) == before
-    assert isinstance(env.env, BENCHMARKS["MT50"]["push-v3"])
+    assert (dict(vars(SawyerXYZEnv)), dict(vars(ALL_V3_ENVIRONMENTS["push-v3"]))) == before
+    assert isinstance(env.env, ALL_V3_ENVIRONMENTS["push-v3"])
+
+
+# Tasks
+
+
+def test_task_sets():
+    """MT10 within MT25 within MT50, without repetition, and tasks in their order."""
+    assert {name: len(set(tasks)) for name, tasks in TASK_SETS.items()} == {"MT10": 10, "MT25": 25, "MT50": 50}
+    assert {name: len(tasks) for name, tasks in TASK_SETS.items()} == {"MT10": 10, "MT25": 25, "MT50": 50}
+    assert set(TASK_SETS["MT10"]) < set(TASK_SETS["MT25"]) < set(TASK_SETS["MT50"]) == set(ALL_TASKS)
+    assert [MetaWorld(TASK_SETS["MT25"], i).task_name for i in (0, 24)] == ["reach-v3", "dial-turn-v3"]
+
+
+def test_own_task_set():
+    """Each environment is the named task, with the goals and episodes that the task has in any other set."""
+    own = ("push-v3", "dial-turn-v3")
+    for i, name in enumerate(own):
+        env = MetaWorld(own, i)
+        assert isinstance(env.env, ALL_V3_ENVIRONMENTS[name])
+        assert roll_out(env, 5, seed=2) == roll_out(MetaWorld(ALL_TASKS, ALL_TASKS.index(name)), 5, seed=2)
+
+
+@pytest.mark.parametrize("task", [2, -1, 0.5])
+def test_bad_position(task):
+    with pytest.raises(ValueError, match=f"integer from 0 to 1, got {task}"):
+        MetaWorld(("reach-v3", "push-v3"), task)
+
+
+@pytest.mark.parametrize(
+    "name, close", [("reech-v3", "reach-v3"), ("push", "push-v3"), ("window-open-v2", "window-open-v3")]
+)
+def test_unknown_task(name, close):
+    """Found at any position; one line with the closest name and all that is allowed."""
+    with pytest.raises(ValueError) as error:
+        MetaWorld(("reach-v3", name), 0)
+    message = str(error.value)
+    assert message.startswith(f"unknown Meta-World task '{name}'; did you mean '{close}'?") and "\n" not in message
+    assert message.endswith(f"Allowed: {', '.join(ALL_TASKS)}")
 
 
 # Goals
 
 
 @pytest.mark.parametrize("name", ["pick-place-v3", "box-close-v3", "dial-turn-v3"])
-def test_fifty_goals(name):
-    """Distinct, inside Meta-World's space, and the same in any order and instance."""
-    env, backwards = make(name), make(name)
-    goals = np.stack([env._goal(k) for k in range(NUM_GOALS)])
-    assert len(np.unique(goals, axis=0)) == NUM_GOALS == 50
-    assert np.all(env.env._random_reset_space.low <= goals) and np.all(goals <= env.env._random_reset_space.high)
-    roll_out(backwards, 20, seed=0)
-    assert np.array_equal(goals[::-1], np.stack([backwards._goal(k) for k in reversed(range(NUM_GOALS))]))
+def test_fifty_goals_to_train_and_fifty_others_to_evaluate(name):
+    """All distinct, inside Meta-World's space, and the same in any order and instance."""
+    goals = {}
+    for evaluation in (False, True):
+        env, backwards = make(name, evaluation=evaluation), make(name, evaluation=evaluation)
+        goals[evaluation] = np.stack([env._goal(k) for k in range(NUM_GOALS)])
+        space = env.env._random_reset_space
+        assert np.all(space.low <= goals[evaluation]) and np.all(goals[evaluation] <= space.high)
+        roll_out(backwards, 20, seed=0)
+        assert np.array_equal(goals[evaluation], [backwards._goal(k) for k in reversed(range(NUM_GOALS))][::-1])
+    assert len(np.unique(np.concatenate(list(goals.values())), axis=0)) == 100
+
+
+def test_evaluation_takes_every_goal_once_and_in_order():
+    env = make("reach-v3", evaluation=True)
+    positions, numbers = [], []
+    for episode in range(NUM_GOALS + 2):
+        obs, info = env.reset(seed=5 if episode == 0 else None)
+        env.step(env.action_space.sample())
+        positions.append(tuple(obs[36:]))
+        numbers.append(info["goal"])
+    assert numbers == [*range(50), 0, 1]
+    assert len(set(positions)) == 50 and positions[50:] == positions[:2]
+
+
+def test_evaluation_starts_again_with_every_seed():
+    """The same goals and observations whatever the seed and the past, with Gymnasium's autoreset too."""
+
+    def make_short(name):
+        return gym.wrappers.TimeLimit(make(name, evaluation=True), 2)
+
+    vec = gym.vector.SyncVectorEnv(
+        [lambda name=name: make_short(name) for name in ("reach-v3", "push-v3")],
+        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
+    )
+
+    def evaluate(steps, **reset):
+        obs, infos = vec.reset(**reset)
+        firsts, numbers = [obs.tolist()], [infos["goal"].tolist()]
+        for _ in range(steps):
+            obs, *_, truncations, infos = vec.step(np.zeros((2, 4), np.float32))
+            if truncations.any():
+                firsts.append(obs.tolist())
+                numbers.append(infos["goal"].tolist())
+        return firsts, numbers
+
+    first = evaluate(6)
+    assert first[1] == [[0, 0], [1, 1], [2, 2], [3, 3]]
+    assert evaluate(1)[1] == [[4, 4]]  # goes on where no seed is given
+    assert evaluate(6, seed=1) == evaluate(6, seed=[8, 9]) == first
+    assert evaluate(3, seed=1)[1] == [[0, 0], [1, 1]]
+    vec.close()
 
 
 def test_goals_are_the_same_in_another_process():
     code = (
-        "from envs.meta_world import MetaWorld\n"
-        "env = MetaWorld('MT10', 2, goal_seed=5)\n"
-        "env.reset(seed=3)\n"
-        "print(env._goal(8).tolist(), env._goal(2).tolist())"
+        "from envs.meta_world import TASK_SETS, MetaWorld\n"
+        "for evaluation in (False, True):\n"
+        "    env = MetaWorld(TASK_SETS['MT10'], 2, evaluation)\n"
+        "    env.reset(seed=3)\n"
+        "    print(env._goal(8).tolist(), env._goal(2).tolist())"
     )
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
-    env = make("pick-place-v3", goal_seed=5)  # task 2 of MT10, by name
-    second, eighth = env._goal(2).tolist(), env._goal(8).tolist()
-    assert out.splitlines()[-1] == f"{eighth} {second}"
+    for evaluation, line in zip((False, True), out.splitlines()[-2:], strict=True):
+        env = make("pick-place-v3", evaluation=evaluation)  # task 2 of MT10, by name
+        second, eighth = env._goal(2).tolist(), env._goal(8).tolist()
+        assert line == f"{eighth} {second}"
 
 
-def test_goal_seed_and_task_decide_the_goals():
-    goals = [make(name, goal_seed=seed)._goal(0) for name, seed in [("push-v3", 0), ("push-v3", 1), ("reach-v3", 0)]]
-    assert not np.array_equal(goals[0], goals[1]) and not np.array_equal(goals[0], goals[2])
+def test_the_task_decides_the_goals():
+    assert not np.array_equal(make("push-v3")._goal(0), make("reach-v3")._goal(0))
 
 
 # Seeding
@@ -193,17 +274,6 @@ def test_the_seed_decides_the_order_of_goals():
     assert set(order(1)) < set(range(NUM_GOALS))
 
 
-def test_tasks_of_a_vector_get_their_own_order_of_goals():
-    vec = envs.make_vec("MetaWorldMT10-v3", seed=1)
-    orders = np.stack([vec.reset(seed=seed)[1]["goal"] for seed in (1, 2, 3, 1)])  # [resets, tasks]
-    assert len({tuple(column) for column in orders.T}) == 10
-    assert np.array_equal(orders[0], orders[3])
-    assert not np.array_equal(orders[0], orders[1])
-    obs, rewards, *_ = vec.step(np.zeros((10, 4), np.float32))
-    assert obs.shape == (10, 39) and obs.dtype == np.float32 and np.all(rewards >= 0)
-    vec.close()
-
-
 def test_global_generator_is_neither_used_nor_changed():
     runs = []
     for seed in (0, 1):
@@ -215,14 +285,50 @@ def test_global_generator_is_neither_used_nor_changed():
     assert runs[0] == runs[1]
 
 
+# Copies
+
+
+# Most keep views into the simulation's arrays, for example as the position of the target, the object or the pads.
+@pytest.mark.parametrize("name", ["basketball-v3", "sweep-into-v3", "pick-place-v3", "door-lock-v3", "drawer-open-v3"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))], ids=["copy", "pickle"])
+def test_a_copy_goes_on_as_the_original_would(name, copied):
+    """In the middle of an episode, in the next one, which the generator chooses, and after a seed."""
+    env, straight = make(name), make(name)
+    actions = np.random.default_rng(3).uniform(-1, 1, (60, 4)).astype(np.float32)
+
+    def play(env, actions):
+        return [(obs.tolist(), *rest) for obs, *rest in map(env.step, actions)]
+
+    for one in (env, straight):
+        roll_out(one, 20, seed=1)
+        one.reset()
+        play(one, actions[:30])
+    twin = copied(env)
+    played = play(env, actions[30:])
+    roll_out(env, 10)
+    assert play(twin, actions[30:]) == played == play(straight, actions[30:])
+    assert roll_out(twin, 20) == roll_out(straight, 20)
+    assert roll_out(twin, 20, seed=3) == roll_out(straight, 20, seed=3)
+
+
+def test_a_copy_of_an_evaluation_takes_the_next_goal():
+    env = make("reach-v3", evaluation=True)
+    assert copy.deepcopy(env).reset()[1] == {"goal": 0}
+    env.reset(seed=0)
+    env.reset()
+    twin = pickle.loads(pickle.dumps(env))
+    assert [twin.reset()[1]["goal"], twin.reset()[1]["goal"], env.reset()[1]["goal"]] == [2, 3, 2]
+
+
 # Gymnasium
 
 
+@pytest.mark.parametrize("evaluation", [False, True])
 @pytest.mark.parametrize("name", ["reach-v3", "pick-place-v3", "door-lock-v3"])
-def test_check_env(name):
+def test_check_env(name, evaluation):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of unbounded observations
-        check_env(make(name), skip_render_check=True)
+        check_env(make(name, evaluation=evaluation), skip_render_check=True)
 
 
 def test_spaces():
@@ -239,23 +345,8 @@ def test_async_vector_env():
     assert obs.tolist() == [make(name).reset(seed=seed)[0].tolist() for name, seed in zip(names, (5, 6), strict=True)]
 
 
-@pytest.mark.parametrize("benchmark, task", [("MT11", 0), ("MT10", 10), ("MT50", 50), ("MT10", -1), ("MT10", 0.5)])
-def test_bad_arguments(benchmark, task):
-    with pytest.raises(ValueError, match=f"{task if benchmark != 'MT11' else benchmark}") as error:
-        MetaWorld(benchmark, task)
-    assert "\n" not in str(error.value)
-
-
-def test_bad_goal():
-    with pytest.raises(ValueError, match="from 0 to 49, got 50"):
-        make("reach-v3").reset(options={"goal": 50})
-
-
 def test_render(monkeypatch):
-    try:
-        monkeypatch.setenv("MUJOCO_GL", choose_opengl())
-    except ValueError as error:
-        pytest.skip(str(error))
+    monkeypatch.setenv("MUJOCO_GL", choose_opengl())
     tasks = [make(name, render_mode="rgb_array") for name in ("pick-place-v3", "window-open-v3")]
     for env in tasks:
         env.reset(seed=0)
@@ -265,6 +356,9 @@ def test_render(monkeypatch):
     assert all(np.array_equal(frame, env.render()) for frame, env in zip(frames, tasks, strict=True))  # side by side
     camera = tasks[0].env.mujoco_renderer._get_viewer("rgb_array").scn.camera[0]
     assert camera.up[2] > 0.5  # the right way up
+    twin = copy.deepcopy(tasks[0])  # draws with a viewer of its own
+    assert np.array_equal(frames[0], twin.render())
+    twin.close()
     for _ in range(10):
         tasks[0].step(np.array([0, 0, 1, 0], np.float32))
     assert not np.array_equal(frames[0], tasks[0].render())
