@@ -1,7 +1,7 @@
 """Kitchen MT10: a robot arm opens and closes, switches on and off one element of a kitchen in each of ten tasks.
 
-A Franka arm with a two-finger gripper stands before an oven with cabinets above it. Robot, kitchen, start, control and
-noise are those of `FrankaKitchen-v1` in gymnasium-robotics [1], [2], which adapts D4RL's kitchen.
+A Franka arm with a two-finger gripper stands before an oven with cabinets above it. Robot, kitchen, start and control
+are those of `FrankaKitchen-v1` in gymnasium-robotics [1], [2], which adapts D4RL's kitchen.
 
 | tasks | element | joints in qpos | site | open or on | success within |
 |---|---|---|---|---|---|
@@ -28,30 +28,33 @@ Observation, float32, shape (60,):
 
 | index | meaning | noise, uniform |
 |---|---|---|
-| 0-6 | joints of the arm (rad) | +-0.001 |
-| 7, 8 | the two fingers, from 0 (closed) to 0.04 (m) | +-0.001 |
-| 9-16 | knob (rad) and burner (m) of bottom right, bottom left, top right, top left | at most +-0.00005 |
-| 17, 18 | light switch (rad), lamp (m) | at most +-0.00005 |
-| 19-22 | sliding door (m); left and right hinged door, microwave's door (rad) | at most +-0.00005 |
-| 23-25, 26-29 | kettle: position (m), quaternion w x y z | at most +-0.00005 |
+| 0-6 | joints of the arm (rad) | +-0.01 |
+| 7, 8 | the two fingers, from 0 (closed) to 0.04 (m) | +-0.01 |
+| 9, 10 | knob (rad) and burner (m), bottom right | +-0.0005 |
+| 11-16 | the same of bottom left, top right, top left | +-0.00005 |
+| 17, 18 | light switch (rad), lamp (m) | +-0.0005 |
+| 19 | sliding door (m) | +-0.0005 |
+| 20-22 | left and right hinged door, microwave's door (rad) | +-0.01 |
+| 23-25, 26-29 | kettle: position (m), quaternion w x y z | +-0.0005, but w, x, y +-0.01 |
 | 30-59 | goal: for each of entries 0-29 its value at the goal if it belongs to the element, else 0 | none |
 
-Reward: with d the distance of the element's joints from the goal and r that of the midpoint of the fingers' bodies from
-the element's site (m), both without noise,
+Reward: with d the distance of the element's joints, as observed, from the goal and r that of the midpoint of the
+fingers' bodies from the element's site (m, without noise),
 
     20 (0.4 T(d; success distance) + 0.6 T(r; 0.08) - 1),    T(x; b) = 0.1 ** ((max(x - b, 0) / |x0 - b|) ** 2)
 
-where x0 is the value of x at the start; so T is 1 up to b, and 0.1 at x0. The step that succeeds gets 2800 instead,
-140 times the size of the minimum reward, -20.
+so that T is 1 up to b, and 0.1 at x0: for d the distance of the element's start from the goal, for r the distance of
+the hand's site `end_effector`, 4.5 cm in front of the midpoint, from the element's site at the start. The step that
+succeeds gets 2800 instead, 140 times the size of the minimum reward, -20.
 Termination and success: d below the success distance. Registration limits episodes to 140 steps.
 
-The ten tasks are those of QMP's paper and of `KitchenMTEasy-v0` in its code [3]. Differences from there: the noise was
-10 times higher for the robot and 200 times for the rest, and entered d; x0 of r was measured from another point of the
-hand; the observed goal had fixed entries for kettle, microwave, light and bottom burner in all tasks, so that those of
-the last two were not their own when switching off; MuJoCo was version 2.1.
-Differences from `FrankaKitchen-v1`: one element per episode, this reward, no velocities in the observation. Geoms that
-are only there to be seen are left out of the simulation, which changes none of its numbers: a step takes 0.8 times as
-long, the model a hundredth of the memory. All environments of a process share one model: copy it before changing it.
+The ten tasks are those of QMP's paper and of `KitchenMTEasy-v0` in its code [3]. Differences from there: the observed
+goal had fixed entries for kettle, microwave, light and bottom burner in all tasks, so that those of the last two were
+not their own when switching off; MuJoCo was version 2.1.
+Differences from `FrankaKitchen-v1`: one element per episode, this reward, no velocities in the observation; noise is 10
+times as large for the robot, 10 to 4000 times for the rest. Geoms that are only there to be seen are left out of the
+simulation, which changes none of its numbers: a step takes 0.8 times as long, the model a hundredth of the memory. All
+environments of a process share one model: copy it before changing it.
 
 [1] Gupta et al., Relay Policy Learning, CoRL 2019, arXiv 1910.11956. [2] Fu et al., D4RL, 2020, arXiv 2004.07219.
 [3] Zhang et al., QMP, ICLR 2025, arXiv 2302.00671; https://github.com/clvrai/qmp, environments/kitchen/v0.
@@ -69,7 +72,7 @@ import mujoco
 import numpy as np
 from gymnasium.envs.mujoco.mujoco_rendering import OffScreenViewer
 
-from envs.tasks import task_number
+from envs.tasks import check_task
 
 
 class Element(NamedTuple):
@@ -96,10 +99,10 @@ FRAME_SKIP, STEP_SECONDS = 40, 0.08
 MAX_VELOCITY = 2.0
 REACH_DISTANCE = 0.08
 REWARD_SCALE, SUCCESS_REWARD = 20.0, 2800.0
-# The rest of FrankaKitchen-v1's numbers: limits of the servos' targets [9], noise [30] and start [30] of qpos.
+# Noise of the observation [30], in qpos's order; limits of the servos' targets [9], start of qpos [30].
+NOISE = np.repeat([1e-2, 5e-4, 5e-5, 5e-4, 1e-2, 5e-4, 1e-2, 5e-4], [9, 2, 6, 3, 3, 3, 3, 1])
 SERVO_LOW = np.array([-2.9, -1.8, -2.9, -3.1, -2.9, 0.0, -2.9, 0.0, 0.0])
 SERVO_HIGH = np.array([2.9, 1.8, 2.9, 0.0, 2.9, 3.8, 2.9, 0.04, 0.04])
-NOISE = np.repeat([1e-3, 5e-5, 2.5e-6, 2.5e-7, 2.5e-6, 5e-5, 2.5e-6, 5e-5], [9, 1, 2, 6, 3, 3, 3, 3])
 START = np.array(
     # arm and fingers
     [1.48388023e-01, -1.76848573e00, 1.84390296e00, -2.47685760e00, 2.60252026e-01, 7.12533105e-01, 1.59515394e00]
@@ -148,7 +151,7 @@ class KitchenMT10(gym.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 12}
 
     def __init__(self, task: int, render_mode: str | None = None):
-        self.task = task_number("KitchenMT10", task, len(TASKS))
+        self.task = check_task("KitchenMT10", task, len(TASKS))
         self.element, undo = ELEMENTS[self.task // 2], self.task % 2
         self.success_distance = self.element.success_distances[undo]
         self.render_mode = render_mode
@@ -161,41 +164,39 @@ class KitchenMT10(gym.Env):
         self.start[joints], self.goal[joints] = start, goal
         self.model = load_model(visual=False)
         self.data = mujoco.MjData(self.model)
-        self._fingers = [self.data.body(f"panda0_{side}finger").xpos for side in ("left", "right")]
-        self._site = self.data.site(self.element.site).xpos
-
-    def _distances(self) -> tuple[float, float]:
-        """Distance of the element's joints from the goal, and of the fingers' midpoint from the element's site (m)."""
-        joints = self.element.joints
-        left, right = self._fingers
-        return math.dist(self.data.qpos[joints], self.goal[joints]), math.dist((left + right) / 2, self._site)
+        self._fingers = [self.model.body(f"panda0_{side}finger").id for side in ("left", "right")]
+        self._hand, self._site = (self.model.site(name).id for name in ("end_effector", self.element.site))
 
     def _observe(self) -> np.ndarray:
-        qpos = self.data.qpos + NOISE * self.np_random.uniform(-1.0, 1.0, 30)
-        self._observed_robot = qpos[:9]
-        return np.concatenate((qpos, self.goal)).astype(np.float32)
+        self._observed = self.data.qpos + NOISE * self.np_random.uniform(-1.0, 1.0, 30)
+        return np.concatenate((self._observed, self.goal)).astype(np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:] = self.start
         mujoco.mj_forward(self.model, self.data)
-        distance, reach = self._distances()
-        self._margins = abs(distance - self.success_distance), abs(reach - REACH_DISTANCE)
+        joints, sites = self.element.joints, self.data.site_xpos
+        self._margins = (
+            abs(math.dist(self.start[joints], self.goal[joints]) - self.success_distance),
+            abs(math.dist(sites[self._hand], sites[self._site]) - REACH_DISTANCE),
+        )
         return self._observe(), {}
 
     def step(self, action: np.ndarray):
         velocity = MAX_VELOCITY * np.clip(action, -1.0, 1.0, dtype=np.float64)
-        self.data.ctrl[:] = np.clip(self._observed_robot + velocity * STEP_SECONDS, SERVO_LOW, SERVO_HIGH)
+        self.data.ctrl[:] = np.clip(self._observed[:9] + velocity * STEP_SECONDS, SERVO_LOW, SERVO_HIGH)
         mujoco.mj_step(self.model, self.data, nstep=FRAME_SKIP)
         mujoco.mj_kinematics(self.model, self.data)  # which mj_step leaves one step of the simulation behind
 
-        distance, reach = self._distances()
+        obs, joints = self._observe(), self.element.joints
+        distance = math.dist(self._observed[joints], self.goal[joints])
+        reach = math.dist(self.data.xpos[self._fingers].mean(0), self.data.site_xpos[self._site])
         success = distance < self.success_distance
         in_place = tolerance(distance, self.success_distance, self._margins[0])
         at_hand = tolerance(reach, REACH_DISTANCE, self._margins[1])
         reward = SUCCESS_REWARD if success else REWARD_SCALE * (0.4 * in_place + 0.6 * at_hand - 1.0)
-        return self._observe(), reward, success, False, {"success": success}
+        return obs, reward, success, False, {"success": success}
 
     def render(self) -> np.ndarray | None:
         """An RGB image, uint8 [320, 320, 3]; the element's goal is drawn in transparent green."""

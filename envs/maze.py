@@ -25,14 +25,15 @@ Observation, float32, shape (4,); the goal is not observed, each policy learns i
 | 0, 1 | position x, y | cells |
 | 2, 3 | velocity x, y, clipped to [-5, 5] before the step, so that it may exceed this by what one step adds | cells/s |
 
-Reward: exp(-d) - 1 with d the distance to the centre of the goal cell, between -1 and 0. Minimum reward, for UDS: -1.
+Starts and goals lie off the centres of their cells, by 0.2 along x and -0.2 along y (`place`).
+Reward: exp(-d) - 1 with d the distance to the goal, between -1 and 0. Minimum reward, for UDS: -1.
 Success: d <= 0.5, which also terminates the episode. Registration limits episodes to 600 steps; the shortest ways take
-9 to 15 moves from cell to cell, which PD control along their centres makes in 250 to 430 steps.
-Start: the centre of the start cell with uniform noise of +-0.1 in x and y; velocity 0.1 times a standard normal.
+9 to 15 moves from cell to cell, which PD control along their centres makes in 240 to 440 steps.
+Start: there, with uniform noise of +-0.1 in x and y; velocity 0.1 times a standard normal.
 
-Source: the QMP paper's Maze Navigation; cells, noise, reward and threshold are those of clvrai/qmp ("MazeLarge-10-v0"),
-which builds on D4RL. There the axes differ (x grows with the row, y with the column, and the origin lies in the cell
-(0, 0)), and starts and goals lie 0.2 off the centres of their cells along both axes, as D4RL places the point so.
+Source: the QMP paper's Maze Navigation; cells, places in them, noise, reward and threshold are those of clvrai/qmp
+("MazeLarge-10-v0"), which builds on D4RL. There only the axes differ: x grows with the row, y with the column, and the
+origin lies in the cell (0, 0).
 """
 
 import importlib.util
@@ -44,7 +45,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 
-from envs.tasks import task_number
+from envs.tasks import check_task
 from envs.viewer import ViewedEnv
 
 # Located, not imported: importing the package prints a notice and replaces some of Gymnasium's own environments.
@@ -74,8 +75,14 @@ def center(row: int, column: int) -> tuple[float, float]:
     return column + 0.5 - columns / 2, rows / 2 - row - 0.5
 
 
+def place(row: int, column: int) -> tuple[float, float]:
+    """Position (x, y) of the start or goal in a cell."""
+    x, y = center(row, column)
+    return x + 0.2, y - 0.2
+
+
 def load_model(goal: tuple[float, float]) -> mujoco.MjModel:
-    """The point, a block for every wall cell, and a coloured floor around `goal` (x, y) that touches nothing."""
+    """The point, a block for every wall cell, and a coloured disc around `goal` (x, y) that touches nothing."""
     spec = mujoco.MjSpec.from_file(str(PACKAGE / "assets" / "point" / "point.xml"))
     for row, column in np.argwhere(WALLS):
         spec.worldbody.add_geom(
@@ -86,7 +93,10 @@ def load_model(goal: tuple[float, float]) -> mujoco.MjModel:
             contype=1,
         )
     spec.worldbody.add_site(
-        type=mujoco.mjtGeom.mjGEOM_BOX, pos=[*goal, -0.09], size=[0.5, 0.5, 0.01], rgba=[0.9, 0.2, 0.2, 1.0]
+        type=mujoco.mjtGeom.mjGEOM_CYLINDER,
+        pos=[*goal, -0.09],
+        size=[GOAL_RADIUS, 0.01, 0.0],
+        rgba=[0.9, 0.2, 0.2, 1.0],
     )
     spec.visual.quality.offsamples = 0  # without a GPU, smoothing edges takes two thirds of the time of a frame
     return spec.compile()
@@ -98,15 +108,11 @@ class Maze(ViewedEnv):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 100}
 
     def __init__(self, task: int, render_mode: str | None = None):
-        self.task = task_number("Maze", task, len(TASKS))
-        self.render_mode = render_mode
+        self.task = check_task("Maze", task, len(TASKS))
+        self.start, self.goal = (place(*cell) for cell in CELLS[self.task])
+        super().__init__(load_model(self.goal), render_mode)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
-
-        self.start, self.goal = (center(*cell) for cell in CELLS[self.task])
-        self.model = load_model(self.goal)
-        self.data = mujoco.MjData(self.model)
-        self.qpos, self.qvel, self.ctrl = self.data.qpos, self.data.qvel, self.data.ctrl  # views, quicker to reach
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
@@ -127,9 +133,9 @@ class Maze(ViewedEnv):
         return np.concatenate((self.qpos, self.qvel), dtype=np.float32)
 
     def render(self) -> np.ndarray | None:
-        """The maze from above, uint8 [240, 320, 3]: goal cell red; the point green, drawn twice as large as it is."""
+        """The maze from above, uint8 [240, 320, 3]: the goal red; the point green, drawn twice as large as it is."""
         if self.render_mode is None:
             return None
         mujoco.mj_kinematics(self.model, self.data)  # a step leaves the bodies where they were before it
-        viewer = self.look(320, 240, lookat=(0.0, 0.0, 0.0), distance=11.5, azimuth=90.0, elevation=-90.0)
+        viewer = self.prepare_viewer(320, 240, lookat=(0.0, 0.0, 0.0), distance=11.5, azimuth=90.0, elevation=-90.0)
         return viewer.render("rgb_array")

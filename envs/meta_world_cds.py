@@ -29,8 +29,10 @@ g the goal, f the middle of the fingertips, and e how hard the action closes the
 | door-open | 2 H(hand well placed, e) + 1.6 if ajar + 6.4 L(angle to go); 10 in success | h 0.08 from g in x |
 | door-close | 3 G(f to g) + 6 G(h to g); 10 within 0.05 | h 0.08 from g |
 | drawer-open | 5 L(hand to h) + 5 L(h to g) | h 0.03 from g |
-| drawer-close | 10 H(H(G(f to h), e), L(h to g)); 10 in success | h 0.065 from g |
+| drawer-close | 10 H(H(G(f to h), e), L(h to g)); 10 in success | h 0.065 from g: 9.5 cm further in |
 
+In drawer-close h is the handle observed, as in the authors' code [3]; Meta-World's own environment takes a point 0.05
+above it, which here only sets how far L and G reach.
 The minimum reward for UDS is 0. An episode is a success if any of its steps was. Episodes never terminate; registration
 limits them to 500 steps.
 
@@ -40,7 +42,7 @@ would bar the drawer's way in a quarter of the episodes. The hand starts at (0, 
 (-0.6, 0.6, 0.2).
 
 What differs from the authors' code [3], which has the same scene, places and starts:
-- Meta-World 3 instead of 2. Its drawer-close takes for h a point 0.05 above the one observed; there it is the same.
+- Meta-World 3 instead of 2.
 - Every reset draws a new place with the environment's own generator. There, fifty places are drawn at the start.
 - The observation holds neither the one before nor a task id.
 
@@ -58,12 +60,11 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 from metaworld.asset_path_utils import full_V3_path_for
-from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+from metaworld.envs import SawyerDoorCloseEnvV3, SawyerDoorEnvV3, SawyerDrawerCloseEnvV3, SawyerDrawerOpenEnvV3
 
 from envs.meta_world import DrawnEnv, Lean
-from envs.tasks import task_number
+from envs.tasks import check_task
 
-TASKS = ("door-open", "door-close", "drawer-open", "drawer-close")
 BOXES = {"door": ((-0.1, 0.85, 0.15), (0.0, 0.95, 0.15)), "drawer": ((0.3, 0.9, 0.0), (0.4, 0.9, 0.0))}
 APART = {"door": (-0.1, 0.9, 0.15), "drawer": (0.4, 0.9, 0.0)}
 CAMERA = {"lookat": np.array([0.05, 0.6, 0.1]), "distance": 1.7, "azimuth": 140.0, "elevation": -35.0}
@@ -96,28 +97,54 @@ class Scene(Lean):
         model = copy.copy(_scene())  # a reset moves its bodies
         return model, mujoco.MjData(model)
 
+    def __getstate__(self) -> dict:  # for `copy` and `pickle`; viewers cannot be copied
+        renderer = copy.copy(self.mujoco_renderer)
+        renderer._viewers, renderer.viewer = {}, None
+        return {**self.__dict__, "mujoco_renderer": renderer}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)  # Meta-World's own way would start a new simulation, without the other object
+
+
+class DoorOpen(Scene, SawyerDoorEnvV3):
+    """Meta-World's door-open in this scene."""
+
+
+class DoorClose(Scene, SawyerDoorCloseEnvV3):
+    """Meta-World's door-close in this scene."""
+
+
+class DrawerOpen(Scene, SawyerDrawerOpenEnvV3):
+    """Meta-World's drawer-open in this scene."""
+
+
+class DrawerClose(Scene, SawyerDrawerCloseEnvV3):
+    """Meta-World's drawer-close in this scene."""
+
+
+ENVIRONMENTS = {"door-open": DoorOpen, "door-close": DoorClose, "drawer-open": DrawerOpen, "drawer-close": DrawerClose}
+TASKS = tuple(ENVIRONMENTS)
+
 
 class MetaWorldCDS(DrawnEnv):
     """Task `task` (0 to 3) of MetaWorldCDS; see the module's docstring. In pictures the green ball is the goal."""
 
     def __init__(self, task: int, render_mode: str | None = None):
-        name = TASKS[task_number("MetaWorldCDS", task, len(TASKS))]
+        name = TASKS[check_task("MetaWorldCDS", task, len(TASKS))]
         self.render_mode = render_mode
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (21,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
 
-        env_cls = ALL_V3_ENVIRONMENTS[f"{name}-v3"]
-        self.env = type(env_cls.__name__, (Scene, env_cls), {})(render_mode=render_mode, width=320, height=320)
+        self.env = ENVIRONMENTS[name](render_mode=render_mode, width=320, height=320)
         self.env.hand_init_pos = np.array([-0.6 if name == "door-close" else 0.0, 0.6, 0.2])
         self.env._set_task_called = True  # Meta-World's own way needs a pickled task; places are set in `reset`
         self.env.mujoco_renderer.default_cam_config = CAMERA
         self.env.model.vis.quality.shadowsize = 0  # without a GPU, shadows take most of the time of a frame
         self._object, self._other = ("door", "drawer") if name.startswith("door") else ("drawer", "door")
-
-        data = self.env.data  # these arrays follow the simulation
-        self._hand, self._right, self._left = (data.body(x).xpos for x in ("hand", "rightclaw", "leftclaw"))
-        self._drawer, self._drawer_quat = data.body("drawer_link").xpos, data.body("drawer_link").xquat
-        self._handle, self._handle_mat = data.geom("handle").xpos, data.geom("handle").xmat
+        self._observed_object = slice(11, 18) if self._object == "door" else slice(4, 11)
+        bodies = ("hand", "rightclaw", "leftclaw", "drawer_link")
+        self._hand, self._right, self._left, self._drawer = (self.env.model.body(body).id for body in bodies)
+        self._handle = self.env.model.geom("handle").id
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
@@ -139,21 +166,23 @@ class MetaWorldCDS(DrawnEnv):
         mujoco.mj_kinematics(env.model, env.data)  # all that observations and rewards read: positions
         obs = self._observe()
         # What Meta-World's functions read of its own observation: the hand, the gripper and the task's own object.
-        reward, info = env.evaluate_state(np.concatenate((obs[:4], env._get_pos_objects())), action)
+        reward, info = env.evaluate_state(np.concatenate((obs[:4], obs[self._observed_object])), action)
         return obs.astype(np.float32), float(reward), False, False, {"success": bool(info["success"])}
 
     def _observe(self) -> np.ndarray:
         """The observation [21] in double precision."""
-        opening = min(math.dist(self._right, self._left) / 0.1, 1.0)
+        data = self.env.data
+        positions = data.xpos
+        opening = min(math.dist(positions[self._right], positions[self._left]) / 0.1, 1.0)
         quat = np.empty(4)
-        mujoco.mju_mat2Quat(quat, self._handle_mat)
+        mujoco.mju_mat2Quat(quat, data.geom_xmat[self._handle])
         return np.concatenate(
             (
-                self._hand,
+                positions[self._hand],
                 (opening,),
-                self._drawer + (0.0, -0.16, 0.0),
-                self._drawer_quat,
-                self._handle,
+                positions[self._drawer] + (0.0, -0.16, 0.0),
+                data.xquat[self._drawer],
+                data.geom_xpos[self._handle],
                 quat[[1, 2, 3, 0]],
                 self.env._target_pos,
             )

@@ -37,12 +37,14 @@ that the step was for, `stages` counts the stages completed by now, q the angles
 Control term: -0.01 sum(action^2) - 0.001 mean|dq/dt| - 0.00001 mean|d2q/dt2|, the accelerations being those of the last
 simulation step. The minimum reward is above -4 in task 1, above -3 in the others; for UDS the authors take -5.
 Episodes terminate when all three stages are completed; registration limits them to 200 steps.
-Info: `success`, all three completed, and the metrics `first_stage`, any completed, and `stages_completed`, 0 to 3. The
-paper's success rate is `first_stage`.
+Info: `success`, all three completed, and the metrics `stages_completed`, 0 to 3, and `first_stage`, the paper's success
+rate: whether any step of the episode so far has ended less than 0.05 m from its sub-goal. In task 4 that is nearly
+free, as it is in the paper: the arm starts there, and with uniform actions the first step met it in 993 of 1,000
+episodes.
 Start: the default pose with uniform noise of 0.01 rad, velocities uniform within 0.001 rad/s.
 
 What is peculiar to this arm, as it is to the authors':
-- Joint 5 starts at -2.8 rad, far below its limits, which swing it to about -0.7 rad within four steps.
+- Joint 5 starts at -2.8 rad, far below its limits, which swing it to about -0.7 rad within six steps.
 - The motor of joint 2, 10 N m strong, cannot hold the arm still at S2, at S3 or in the default pose: gravity asks for
   at least 10.1 N m anywhere within the radius of S2, for 10.9 of S3, and for 10.7 in the default pose. S2 and S3 can
   only be touched in passing; around the start the arm sinks, and has to fold and rise again from time to time.
@@ -59,7 +61,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 
-from envs.tasks import task_number
+from envs.tasks import check_task
 from envs.viewer import ViewedEnv
 
 TASKS = ("reach-0-1-2", "reach-0-1-3", "reach-1-3-2", "reach-1-2-0-sparse", "stay")
@@ -111,9 +113,11 @@ def build_model() -> mujoco.MjModel:
     names = [line.split()[0] for line in CHAIN.strip().splitlines()]
     chain = np.array([line.split()[1:] for line in CHAIN.strip().splitlines()], float)
     inertia = np.array([line.split() for line in INERTIA.strip().splitlines()], float)
-    # Capsules lead from joint to joint, the base's up from the floor, the hand's through its centre of mass.
+    # Capsules lead from joint to joint, the base's up from the floor, the hand's through its centre of mass to the tip,
+    # which is twice as far from the joint.
     starts = [-chain[0, :3], *np.zeros((6, 3))]
-    ends = [*chain[1:, :3], 2 * inertia[-1, 1:4]]
+    tip, radius = 2 * inertia[-1, 1:4], chain[-1, -1]
+    ends = [*chain[1:, :3], tip * (1 - radius / np.linalg.norm(tip))]
 
     body = spec.worldbody
     for i, (name, frame, mass) in enumerate(zip(names, chain, inertia, strict=True)):
@@ -142,20 +146,15 @@ class MultistageReacher(ViewedEnv):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25, "metrics": ("first_stage", "stages_completed")}
 
     def __init__(self, task: int, render_mode: str | None = None):
-        self.task = task_number("MultistageReacher", task, len(TASKS))
-        self.render_mode = render_mode
+        self.task = check_task("MultistageReacher", task, len(TASKS))
+        super().__init__(build_model(), render_mode)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (15,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (6,), np.float32)
 
-        self.model = build_model()
-        self.data = mujoco.MjData(self.model)
+        self.hand = self.model.body("hand").id
         mujoco.mj_forward(self.model, self.data)
-        # Views of the state, which is faster than to look them up in every step.
-        self.hand = self.data.body("hand").xpos
-        self.ctrl, self.qpos, self.qvel, self.qacc = self.data.ctrl, self.data.qpos, self.data.qvel, self.data.qacc
-
         if self.task == STAY_TASK:
-            self.goals = [tuple(self.hand.tolist())] * STAGES
+            self.goals = [tuple(self.xpos[self.hand].tolist())] * STAGES
             self.colors = [COLORS[-1]] * STAGES
             self.steps_per_stage = STAY_STEPS
         else:
@@ -178,7 +177,7 @@ class MultistageReacher(ViewedEnv):
         mujoco.mj_step(self.model, self.data, nstep=FRAME_SKIP)
         mujoco.mj_kinematics(self.model, self.data)  # mj_step leaves the bodies where they were before its last step
 
-        distance = math.dist(self.hand.tolist(), self.goals[self.stage])
+        distance = math.dist(self.xpos[self.hand].tolist(), self.goals[self.stage])
         reached = distance < RADIUS
         self.steps_at_goals += reached
         self.stage = self.steps_at_goals // self.steps_per_stage
@@ -196,7 +195,7 @@ class MultistageReacher(ViewedEnv):
             reward -= 0.4 * (STAGES - self.stage)
 
         success = self.stage == STAGES
-        info = {"success": success, "first_stage": self.stage > 0, "stages_completed": self.stage}
+        info = {"success": success, "first_stage": self.steps_at_goals > 0, "stages_completed": self.stage}
         return self._observation(), reward, success, False, info
 
     def _observation(self) -> np.ndarray:
@@ -210,7 +209,7 @@ class MultistageReacher(ViewedEnv):
         """An RGB image, uint8 [320, 320, 3]: the current sub-goal as a ball of its radius, later ones as dots."""
         if self.render_mode is None:
             return None
-        viewer = self.look(320, 320, lookat=(0.2, 0.0, 0.3), distance=1.4, azimuth=215.0, elevation=-30.0)
+        viewer = self.prepare_viewer(320, 320, lookat=(0.2, 0.0, 0.3), distance=1.4, azimuth=215.0, elevation=-30.0)
         for stage in range(self.stage, STAGES):
             now = stage == self.stage
             size = [RADIUS if now else RADIUS / 3] * 3

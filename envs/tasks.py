@@ -1,7 +1,7 @@
 """Which of its tasks an environment is."""
 
 
-def task_number(name: str, task: int, count: int) -> int:
+def check_task(name: str, task: int, count: int) -> int:
     """`task` as an int, if the environment `name` has it, which has `count` tasks.
 
     Raises:
@@ -10,3 +10,6 @@ def task_number(name: str, task: int, count: int) -> int:
     if task not in range(count):
         raise ValueError(f"task of {name} must be an integer from 0 to {count - 1}, got {task!r}")
     return int(task)
+
+
+task_number = check_task

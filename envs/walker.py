@@ -39,7 +39,8 @@ with uniform actions.
 Source: the QMP paper's Walker2D; tasks and numbers are those of clvrai/qmp ("Walker2dMT4-v0"), which builds on
 youngwoon/transition. Differences: there, the noise comes from NumPy's global generator and the random actions from an
 unseeded action space; D is taken from the last intermediate state of the Runge-Kutta integrator instead of the step's
-end (up to 1 mm away); the thousandth step terminates instead of truncating; crawl has further boxes, out of the way.
+end (up to 1 mm away); crawl has further boxes, out of the way; and surviving to 1000 steps is terminal, so that nothing
+is expected to follow. Here that step is truncated, and its value bootstrapped.
 """
 
 import math
@@ -49,7 +50,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 
-from envs.tasks import task_number
+from envs.tasks import check_task
 from envs.viewer import ViewedEnv
 
 TASKS = ("forward", "backward", "balance", "crawl")
@@ -88,15 +89,11 @@ class Walker2dMT4(ViewedEnv):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 125}
 
     def __init__(self, task: int, render_mode: str | None = None):
-        self.task_name = TASKS[task_number("Walker2dMT4", task, len(TASKS))]
-        self.render_mode = render_mode
+        self.task_name = TASKS[check_task("Walker2dMT4", task, len(TASKS))]
+        super().__init__(load_model(ceiling=self.task_name == "crawl"), render_mode)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (17,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (6,), np.float32)
 
-        self.model = load_model(ceiling=self.task_name == "crawl")
-        self.data = mujoco.MjData(self.model)
-        self.qpos, self.qvel, self.ctrl = self.data.qpos, self.data.qvel, self.data.ctrl  # views, quicker to reach
-        self.body_z = self.data.xpos[:, 2]
         self.torso, self.right_foot, self.left_foot = (self.model.body(n).id for n in ("torso", "foot", "foot_left"))
         self.ceiling = self.model.geom("ceiling").id if self.task_name == "crawl" else -1
         self.direction = -1.0 if self.task_name == "backward" else 1.0
@@ -121,7 +118,8 @@ class Walker2dMT4(ViewedEnv):
 
         velocity = (after[X] - before[X]) / self.dt
         ankle_speed = sum(abs(after[i] - before[i]) for i in (RIGHT_ANKLE, LEFT_ANKLE)) / self.dt
-        leg_height = self.body_z[self.torso] - max(self.body_z[self.right_foot], self.body_z[self.left_foot])
+        height = self.xpos[:, 2]
+        leg_height = height[self.torso] - max(height[self.right_foot], height[self.left_foot])
         height_error = abs(TARGET_HEIGHT - leg_height)
         speed_reward = TARGET_VELOCITY - abs(self.direction * velocity - TARGET_VELOCITY)
 
@@ -150,5 +148,7 @@ class Walker2dMT4(ViewedEnv):
         """The walker from the side, uint8 [240, 320, 3], the camera following it; the ceiling is blue glass."""
         if self.render_mode is None:
             return None
-        viewer = self.look(320, 240, lookat=(self.qpos[X], 0.0, 0.8), distance=4.0, azimuth=90.0, elevation=-8.0)
+        viewer = self.prepare_viewer(
+            320, 240, lookat=(self.qpos[X], 0.0, 0.8), distance=4.0, azimuth=90.0, elevation=-8.0
+        )
         return viewer.render("rgb_array")

@@ -1,16 +1,11 @@
 """Tests of envs/kitchen.py: the numbers of FrankaKitchen-v1, rewards from the state, and a way to solve every task."""
 
 import math
-import subprocess
-import sys
-import warnings
 from itertools import pairwise
 
-import gymnasium as gym
 import mujoco
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 from gymnasium_robotics.envs.franka_kitchen import kitchen_env
 
 import envs
@@ -47,8 +42,6 @@ def test_numbers_are_those_of_the_package(package):
     assert robot.frame_skip == kitchen.FRAME_SKIP and robot.dt == kitchen.STEP_SECONDS
     assert np.array_equal(kitchen.START, robot.init_qpos)
     assert np.array_equal(np.stack((kitchen.SERVO_LOW, kitchen.SERVO_HIGH)).T, robot.robot_pos_bound[:9])
-    noise = np.concatenate((0.01 * robot.robot_pos_noise_amp[:9], 0.0005 * robot.robot_pos_noise_amp[8:]))
-    assert kitchen.NOISE == pytest.approx(noise, rel=1e-12)
 
 
 @pytest.mark.parametrize("visual", [False, True])
@@ -117,50 +110,42 @@ def test_tasks_differ():
 
 def test_noise_of_the_observation():
     env = KitchenMT10(5)
+    bounds = np.full(30, 0.01)  # the robot, doors that turn, the kettle's quaternion but for its last entry
+    bounds[[9, 10, 17, 18, 19, 23, 24, 25, 29]] = 5e-4
+    bounds[11:17] = 5e-5
     seen = np.stack([env.reset(seed=seed)[0] for seed in range(300)])
     assert np.all(seen[:, 30:] == env.goal.astype(np.float32))
     noise = seen[:, :30] - env.start
     float32 = 2e-7 * np.maximum(np.abs(env.start), 0.1)
-    assert np.all(np.abs(noise) <= kitchen.NOISE + float32)
-    robot = noise[:, :9] / kitchen.NOISE[:9]
-    assert np.all(robot.min(0) < -0.95) and np.all(robot.max(0) > 0.95)
-    assert np.all(np.abs(robot.mean(0)) < 0.15) and robot.std(0) == pytest.approx(np.full(9, 1 / math.sqrt(3)), rel=0.1)
+    assert np.all(np.abs(noise) <= bounds + float32)
+    noise /= bounds
+    assert np.all(noise.min(0) < -0.95) and np.all(noise.max(0) > 0.95)
+    assert np.all(np.abs(noise.mean(0)) < 0.15)
+    assert noise.std(0) == pytest.approx(np.full(30, 1 / math.sqrt(3)), rel=0.1)
 
 
-def test_seed_determines_all_that_follows():
-    env, other = KitchenMT10(3), KitchenMT10(3)
-    first, second = roll_out(env, 30, seed=4), roll_out(env, 30)
-    assert first != second
-    other.reset(seed=9)
-    for _ in range(25):
-        other.step(np.ones(9))  # leaves velocities, forces and the solver's warm start behind
-    assert roll_out(other, 30, seed=4) == first and roll_out(other, 30) == second
-    assert roll_out(other, 30, seed=5) != first
-
-
-def test_another_process_gets_the_same_numbers():
-    code = (
-        "import numpy as np; from envs.kitchen import KitchenMT10; env = KitchenMT10(6); env.reset(seed=3); "
-        "print([(obs.tolist(), reward) for obs, reward, *_ in map(env.step, np.eye(9))])"
-    )
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    env = KitchenMT10(6)
-    env.reset(seed=3)
-    assert output.strip() == repr([(obs.tolist(), reward) for obs, reward, *_ in map(env.step, np.eye(9))])
+def test_servos_start_from_the_observed_position():
+    env = KitchenMT10(0)
+    obs, _ = env.reset(seed=0)
+    low, high = kitchen.SERVO_LOW, kitchen.SERVO_HIGH
+    for action in actions(10):
+        target = np.clip(obs[:9] + 0.16 * action, low, high)
+        obs, *_ = env.step(action)
+        assert env.data.ctrl == pytest.approx(target, abs=1e-6)
 
 
 # Rewards
 
 
-def distances(env: KitchenMT10) -> tuple[float, float]:
-    """Distance of the element from its goal and of the fingers from its site, from qpos alone, in the other model."""
+def reach_distances(env: KitchenMT10) -> tuple[float, float]:
+    """Distances of the fingers' midpoint and of the site `end_effector` from the element, in the other model."""
     model = load_model(visual=True)
     data = mujoco.MjData(model)
     data.qpos[:] = env.data.qpos
     mujoco.mj_forward(model, data)
     fingers = (data.body("panda0_leftfinger").xpos + data.body("panda0_rightfinger").xpos) / 2
-    d = np.linalg.norm((env.data.qpos - env.goal)[env.element.joints])
-    return float(d), float(np.linalg.norm(fingers - data.site(env.element.site).xpos))
+    site = data.site(env.element.site).xpos
+    return math.dist(fingers, site), math.dist(data.site("end_effector").xpos, site)
 
 
 def gaussian(x: float, bound: float, start: float) -> float:
@@ -173,15 +158,16 @@ def gaussian(x: float, bound: float, start: float) -> float:
 def test_reward_follows_from_the_state(task):
     env = KitchenMT10(task)
     env.reset(seed=task)
-    d0, r0 = distances(env)
+    joints = env.element.joints
+    d0, r0 = math.dist(env.start[joints], env.goal[joints]), reach_distances(env)[1]
     limit = 0.1 if TASKS[task] in ("slide-cabinet-open", "slide-cabinet-close", "hinge-cabinet-open") else 0.3
-    joints, shares, rewards = env.element.joints, np.linspace(0, 0.9 * (1 - limit / d0), 25), []
+    shares, rewards = np.linspace(0, 0.9 * (1 - limit / d0), 25), []
     for share, action in zip(shares, actions(25), strict=True):
         env.data.qpos[joints] = (1 - share) * env.start[joints] + share * env.goal[joints]
-        _, reward, terminated, truncated, info = env.step(action)
-        d, r = distances(env)
+        obs, reward, terminated, truncated, info = env.step(action)
+        d, r = math.dist(obs[joints], env.goal[joints]), reach_distances(env)[0]
         expected = 20 * (0.4 * gaussian(d, limit, d0) + 0.6 * gaussian(r, 0.08, r0) - 1)
-        assert d >= limit and reward == pytest.approx(expected, abs=1e-9) and -20 <= reward <= 0
+        assert d >= limit and reward == pytest.approx(expected, abs=5e-5) and -20 <= reward <= 0
         assert type(reward) is float and info == {"success": False} and not terminated and not truncated
         rewards.append(reward)
     assert max(rewards) > min(rewards) + 1
@@ -292,21 +278,10 @@ def open_hinge(env: KitchenMT10) -> bool:
 def test_an_arm_can_do_it(task):
     env = KitchenMT10(task)
     solve = open_hinge if TASKS[task] == "hinge-cabinet-open" else follow_path
-    assert any(env.reset(seed=seed) and solve(env) for seed in range(3))  # grasping fails now and then
+    assert any(env.reset(seed=seed) and solve(env) for seed in range(8))  # the noise makes it fail now and then
 
 
 # Gymnasium and pictures
-
-
-@every_task
-def test_check_env(task):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of unbounded observations
-        check_env(KitchenMT10(task), skip_render_check=True)
-    env = gym.make("qmp/KitchenMT10-v0", task=task)
-    assert env.spec.max_episode_steps == 140
-    assert env.observation_space == gym.spaces.Box(-np.inf, np.inf, (60,), np.float32)
-    assert env.action_space == gym.spaces.Box(-1.0, 1.0, (9,), np.float32)
 
 
 def test_actions_are_clipped():
@@ -316,12 +291,6 @@ def test_actions_are_clipped():
         env.reset(seed=0)
         ends.append(env.step(factor * np.array([1, -1, 1, 1, -1, 1, 1, -1, 1]))[0].tolist())
     assert ends[0] == ends[1]
-
-
-@pytest.mark.parametrize("task", [-1, 10, 0.5, "light-on"])
-def test_bad_task(task):
-    with pytest.raises(ValueError, match=f"from 0 to 9, got {task!r}"):
-        KitchenMT10(task)
 
 
 def test_vector_environment():

@@ -1,16 +1,11 @@
 """Tests of envs/meta_world_cds.py: Meta-World's rewards and motion, both objects in every task, places, seeds."""
 
-import os
 import pickle
-import subprocess
-import sys
 import warnings
 
-import gymnasium as gym
 import mujoco
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 from metaworld.asset_path_utils import full_V3_path_for
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
@@ -45,7 +40,7 @@ class Controller:
             return np.clip([*(25 * way if way[2] < 0.03 else (0, 0, 1)), -1], -1, 1).astype(np.float32)  # first up
         theirs = np.zeros(39)
         theirs[:4], theirs[4:7], theirs[36:] = obs[:4], handle, obs[18:]
-        theirs[6] += 0.05 * (TASKS[self.task] == "drawer-close")
+        theirs[6] += 0.05 * (TASKS[self.task] == "drawer-close")  # which is where the policy takes the handle to be
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "Constant(s) may be too high"
             return np.clip(self.policy.get_action(theirs), -1, 1).astype(np.float32)
@@ -88,7 +83,10 @@ def mixed_actions(task: int):
 
 @pytest.mark.parametrize("task", ALL)
 def test_rewards_and_observations_are_metaworlds(task):
-    """Those of Meta-World's own environment put into the same state, at every step from the start to success."""
+    """Those of Meta-World's own environment put into the same state, at every step from the start to success.
+
+    But in drawer-close the handle is taken to be where it is, not 5 cm above.
+    """
     env = MetaWorldCDS(task)
     obs, _ = env.reset(seed=task)
     plain, act = make_plain(env, task), mixed_actions(task)
@@ -100,11 +98,11 @@ def test_rewards_and_observations_are_metaworlds(task):
         plain.data.qpos[9] = joint(env, JOINTS[task])
         mujoco.mj_forward(plain.model, plain.data)
         theirs = plain._get_obs()
+        if TASKS[task] == "drawer-close":
+            theirs[6:11] = theirs[6] - 0.05, 1, 0, 0, 0  # nor does it have a quaternion
         expected, expected_info = plain.evaluate_state(theirs, action)
         assert reward == pytest.approx(expected, rel=1e-9) and type(reward) is float
         assert info == {"success": bool(expected_info["success"])} and not terminated and not truncated
-        if TASKS[task] == "drawer-close":  # Meta-World's has another handle and no quaternion
-            theirs[6:11] = theirs[6] - 0.05, 1, 0, 0, 0
         assert obs[:4] == pytest.approx(theirs[:4], abs=1e-6)
         assert obs[OWN[task]] == pytest.approx(theirs[4:11], abs=1e-6)
         assert obs[18:] == pytest.approx(theirs[36:], abs=1e-6)
@@ -112,6 +110,17 @@ def test_rewards_and_observations_are_metaworlds(task):
         successes.append(info["success"])
     assert any(successes) and not successes[0]
     assert 0.0 <= min(rewards) < 2.0 and 8.0 < max(rewards) <= 10.0
+
+
+def test_pushing_the_drawer_in_by_95_mm_is_enough():
+    """Of the 150 mm that it stands open; with a handle 5 cm higher it would take 108.5 mm."""
+    env = MetaWorldCDS(3)
+    env.reset(seed=0)
+    for pushed, success in ((0.0, False), (0.09, False), (0.094, False), (0.096, True), (0.15, True)):
+        env.env.data.joint("goal_slidey").qpos, env.env.data.joint("goal_slidey").qvel = pushed - 0.15, 0.0
+        _, reward, _, _, info = env.step(np.zeros(4, np.float32))
+        assert info == {"success": success} and (reward == 10) is success
+        assert joint(env, "goal_slidey") == pytest.approx(pushed - 0.15, abs=1e-4)
 
 
 @pytest.mark.parametrize("task", ALL)
@@ -226,16 +235,6 @@ def test_seeded_episodes_do_not_depend_on_the_past(task):
     assert roll_out(env, 60, seed=11) == roll_out(MetaWorldCDS(task), 60, seed=11) != roll_out(env, 60, seed=12)
 
 
-def test_another_process_gives_the_same():
-    code = "from test_meta_world_cds import *\nprint(roll_out(MetaWorldCDS(1), 30, seed=3)[-1])"
-    here = os.path.dirname(os.path.abspath(__file__))
-    path = os.pathsep.join((here, os.path.dirname(here)))
-    out = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
-    ).stdout
-    assert out.splitlines()[-1] == str(roll_out(MetaWorldCDS(1), 30, seed=3)[-1])
-
-
 def test_unseeded_resets_go_on():
     """The generator of the last seed goes on; NumPy's global one has no say."""
     runs = []
@@ -250,30 +249,13 @@ def test_unseeded_resets_go_on():
 # Gymnasium
 
 
-@pytest.mark.parametrize("task", ALL)
-def test_check_env(task):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of unbounded observations
-        check_env(MetaWorldCDS(task), skip_render_check=True)
-
-
 def test_vector():
     vec = envs.make_vec("MetaWorldCDS-v0", seed=1)
     assert envs.TASKS["MetaWorldCDS-v0"] == TASKS
-    assert vec.single_observation_space == gym.spaces.Box(-np.inf, np.inf, (21,), np.float32)
-    assert vec.single_action_space == gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
     obs, _ = vec.reset()
     assert obs.dtype == np.float32 and len({tuple(row[[4, 11, 12]]) for row in obs}) == 4
     assert np.array_equal(obs, vec.reset(seed=1)[0]) and not np.array_equal(obs, vec.reset(seed=2)[0])
     vec.close()
-    assert gym.spec("qmp/MetaWorldCDS-v0").max_episode_steps == 500
-
-
-@pytest.mark.parametrize("task", [-1, 4, 0.5])
-def test_bad_task(task):
-    with pytest.raises(ValueError, match=f"from 0 to 3, got {task}") as error:
-        MetaWorldCDS(task)
-    assert "\n" not in str(error.value)
 
 
 def test_the_scene_holds_nothing_twice():

@@ -1,0 +1,119 @@
+"""What every task keeps to as an environment of Gymnasium's: spaces, time limit, seeds, and copies that go on."""
+
+import copy
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import envs
+
+SIZES = {  # numbers of tasks, observed numbers, numbers of an action, steps per episode
+    "MultistageReacher-v0": (5, 15, 6, 200),
+    "Maze-v0": (10, 4, 2, 600),
+    "Walker2dMT4-v0": (4, 17, 6, 1000),
+    "KitchenMT10-v0": (10, 60, 9, 140),
+    "MetaWorldCDS-v0": (4, 21, 4, 500),
+}
+every_env = pytest.mark.parametrize("env_id", SIZES)
+every_task = pytest.mark.parametrize("env_id, task", [(name, task) for name in SIZES for task in range(SIZES[name][0])])
+both_copies = pytest.mark.parametrize(
+    "make_copy", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))], ids=["deepcopy", "pickle"]
+)
+
+
+def make(env_id: str, task: int, **kwargs) -> gym.Env:
+    return gym.make(f"qmp/{env_id}", task=task, disable_env_checker=True, **kwargs)
+
+
+def step_on(env: gym.Env, actions_seed: int = 7) -> list:
+    """Everything that the next twenty steps return."""
+    actions = np.random.default_rng(actions_seed).uniform(-1, 1, (20, *env.action_space.shape)).astype(np.float32)
+    return [(obs.tolist(), *rest) for obs, *rest in map(env.step, actions)]
+
+
+def roll_out(env: gym.Env, **reset) -> list:
+    """Everything that a reset and the next twenty steps return."""
+    return [env.reset(**reset)[0].tolist(), *step_on(env)]
+
+
+@every_task
+def test_check_env(env_id, task):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of unbounded observations
+        check_env(make(env_id, task).unwrapped, skip_render_check=True)
+
+
+@every_env
+def test_sizes(env_id):
+    tasks, observed, actions, steps = SIZES[env_id]
+    env = make(env_id, 0)
+    assert env.observation_space == gym.spaces.Box(-np.inf, np.inf, (observed,), np.float32)
+    assert env.action_space == gym.spaces.Box(-1.0, 1.0, (actions,), np.float32)
+    assert len(envs.TASKS[env_id]) == tasks and env.spec.max_episode_steps == steps
+
+
+@every_env
+@pytest.mark.parametrize("task", [-1, 10, 0.5, "1"])
+def test_bad_task(env_id, task):
+    with pytest.raises(ValueError, match=f"from 0 to {SIZES[env_id][0] - 1}, got {task!r}") as error:
+        make(env_id, task)
+    assert "\n" not in str(error.value)
+
+
+@every_task
+def test_a_seed_decides_all_that_follows(env_id, task):
+    env, fresh = make(env_id, task), make(env_id, task)
+    first, second = roll_out(env, seed=3), roll_out(env)
+    assert first[0] != second[0]
+    roll_out(env, seed=4)  # leaves another state behind
+    assert roll_out(env, seed=3) == first == roll_out(fresh, seed=3) and roll_out(env) == second
+    assert roll_out(env, seed=4)[0] != first[0]
+
+
+def test_another_process_gets_the_same():
+    code = "from test_single_tasks import *\nfor name in SIZES: print(roll_out(make(name, 1), seed=5))"
+    folder = Path(__file__).parent
+    code = f"import sys; sys.path[:0] = {[str(folder), str(folder.parent)]}\n{code}"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines() == [str(roll_out(make(name, 1), seed=5)) for name in SIZES]
+
+
+@both_copies
+@every_task
+def test_copies_go_on_as_the_original(env_id, task, make_copy):
+    """From the middle of an episode, after a reset with a seed and after one without."""
+    env = make(env_id, task)
+    env.reset(seed=0)
+    step_on(env, 1)
+    twin = make_copy(env)
+    expected = step_on(twin)  # the copy first: it must not move the original
+    assert step_on(env) == expected
+    assert len({tuple(obs) for obs, *_ in expected}) == 20
+    for reset in ({"seed": 3}, {}):
+        expected = roll_out(twin, **reset)
+        assert roll_out(env, **reset) == expected
+
+
+@both_copies
+@every_env
+def test_copies_have_a_viewer_of_their_own(env_id, make_copy, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", envs.choose_opengl())
+    env = make(env_id, 1, render_mode="rgb_array")
+    env.reset(seed=0)
+    step_on(env, 1)
+    frame = env.render()
+    twin = make_copy(env)
+    assert np.array_equal(twin.render(), frame)
+    step_on(twin)
+    moved = twin.render()
+    assert not np.array_equal(moved, frame) and np.array_equal(env.render(), frame)
+    env.close()
+    assert np.array_equal(twin.render(), moved)
+    twin.close()
