@@ -10,26 +10,31 @@ Each task alone is an ordinary Gymnasium environment: `gymnasium.make("qmp/Point
 
 import difflib
 import functools
-import importlib
 import os
+import random
 import subprocess
 import sys
-import weakref
 from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
-from gymnasium.wrappers.vector import RescaleAction
-from metaworld.env_dict import MT10_V3, MT50_V3
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from envs.kitchen import TASKS as KITCHEN_TASKS
-from envs.maze import TASKS as MAZE_TASKS
-from envs.meta_world_cds import TASKS as CDS_TASKS
-from envs.pointreach import TASKS as POINTREACH_TASKS
-from envs.pointreach import TASKS_OF_2, TASKS_OF_8
-from envs.reacher import TASKS as REACHER_TASKS
-from envs.walker import TASKS as WALKER_TASKS
+# MuJoCo refuses to be imported if this names a back end that it does not know; `choose_opengl` tells, where it matters.
+_MUJOCO_GL = os.environ.pop("MUJOCO_GL", None)
+from envs.custom import make_custom  # noqa: E402
+from envs.kitchen import TASKS as KITCHEN_TASKS  # noqa: E402
+from envs.maze import TASKS as MAZE_TASKS  # noqa: E402
+from envs.meta_world import TASK_SETS  # noqa: E402
+from envs.meta_world_cds import TASKS as CDS_TASKS  # noqa: E402
+from envs.multi_task import MultiTaskEnv, evaluate, format_table  # noqa: E402, F401
+from envs.pointreach import TASKS as POINTREACH_TASKS  # noqa: E402
+from envs.pointreach import TASKS_OF_2, TASKS_OF_9  # noqa: E402
+from envs.reacher import TASKS as REACHER_TASKS  # noqa: E402
+from envs.walker import TASKS as WALKER_TASKS  # noqa: E402
+
+if _MUJOCO_GL is not None:
+    os.environ["MUJOCO_GL"] = _MUJOCO_GL
 
 
 class _Family(NamedTuple):
@@ -38,39 +43,30 @@ class _Family(NamedTuple):
     max_episode_steps: int
     min_rewards: tuple[float, ...]
     kwargs: dict = {}
-    needs_opengl: bool = True
+
+
+def _point_reach(tasks: tuple[str, ...], *min_rewards: float) -> _Family:
+    return _Family("envs.pointreach:PointReach", tasks, 50, min_rewards, {"tasks": tasks})
+
+
+def _meta_world(tasks: tuple[str, ...]) -> _Family:
+    return _Family("envs.meta_world:MetaWorld", tasks, 500, (0.0,) * len(tasks), {"tasks": tasks})
 
 
 _FAMILIES = {
-    **{
-        env_id: _Family(
-            "envs.pointreach:PointReach",
-            tasks,
-            max_episode_steps=50,
-            min_rewards=(-25.0,) * (len(tasks) - 1) + (0.0,),
-            kwargs={"tasks": tasks},
-            needs_opengl=False,
-        )
-        for env_id, tasks in (
-            ("PointReach-v0", POINTREACH_TASKS),
-            ("PointReach2-v0", TASKS_OF_2),
-            ("PointReach8-v0", TASKS_OF_8),
-        )
-    },
+    "PointReach-v0": _point_reach(POINTREACH_TASKS, -50.0, -50.0, -50.0, -50.0, 0.0),
+    "PointReach2-v0": _point_reach(TASKS_OF_2, -50.0, 0.0),
+    "PointReach9-v0": _point_reach(TASKS_OF_9, *(-50.0,) * 8, 0.0),
     "MultistageReacher-v0": _Family("envs.reacher:MultistageReacher", REACHER_TASKS, 200, (-5.0,) * 5),
     "Maze-v0": _Family("envs.maze:Maze", MAZE_TASKS, 600, (-1.0,) * 10),
     "Walker2dMT4-v0": _Family("envs.walker:Walker2dMT4", WALKER_TASKS, 1000, (0.0,) * 4),
     "KitchenMT10-v0": _Family("envs.kitchen:KitchenMT10", KITCHEN_TASKS, 140, (-20.0,) * 10),
     "MetaWorldCDS-v0": _Family("envs.meta_world_cds:MetaWorldCDS", CDS_TASKS, 500, (0.0,) * 4),
-    "MetaWorldMT10-v3": _Family("envs.meta_world:MetaWorld", tuple(MT10_V3), 500, (0.0,) * 10, {"benchmark": "MT10"}),
-    "MetaWorldMT50-v3": _Family("envs.meta_world:MetaWorld", tuple(MT50_V3), 500, (0.0,) * 50, {"benchmark": "MT50"}),
+    **{f"MetaWorld{name}-v3": _meta_world(tasks) for name, tasks in TASK_SETS.items()},
 }
 
 TASKS: dict[str, tuple[str, ...]] = {env_id: family.tasks for env_id, family in _FAMILIES.items()}
 """Names of the tasks of every environment, in the order of the sub-environments."""
-
-MIN_REWARDS: dict[str, tuple[float, ...]] = {env_id: family.min_rewards for env_id, family in _FAMILIES.items()}
-"""Reward per step of each task that stands for an unknown one, in data borrowed from other tasks (see qmp_uds.py)."""
 
 _VECTORIZATIONS = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}
 
@@ -83,78 +79,55 @@ for _env_id, _family in _FAMILIES.items():
     )
 
 
-class TaskSeeds(VectorWrapper):
-    """Seeds every task from its own child of `numpy.random.SeedSequence(seed)`.
-
-    Gymnasium's vector environments seed task i with seed + i, so that task 1 of seed 1 repeats task 0 of seed 2;
-    children of a seed sequence never overlap. The first `reset()` without a seed uses the seed given here. A vector
-    environment of another kind gets the seed as it is.
-    """
-
-    def __init__(self, env: VectorEnv, seed: int):
-        super().__init__(env)
-        self._first_seed: int | None = seed
-        if isinstance(env.unwrapped, AsyncVectorEnv):
-            # Left to itself, it ends its processes while they listen, and each complains at length.
-            weakref.finalize(self, _close, env)
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None):
-        """Reset all tasks; `seed` (int >= 0) makes the episodes that follow repeatable. Returns (obs [N, O], infos)."""
-        seed = self._first_seed if seed is None else seed
-        self._first_seed = None
-        if seed is not None and isinstance(self.unwrapped, SyncVectorEnv | AsyncVectorEnv):
-            seed = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(self.num_envs)]
-        return self.env.reset(seed=seed, options=options)
-
-
-def _close(env: VectorEnv) -> None:
-    """Close an environment, if it is still open, without a sound."""
-    if not env.closed:
-        try:
-            env.close()
-        except (OSError, EOFError):  # one of its processes has died
-            for process in getattr(env.unwrapped, "processes", ()):
-                process.kill()
-            env.closed = True
-
-
-def make_vec(env_id: str, seed: int, vectorization: str = "sync", render_mode: str | None = None) -> VectorEnv:
+def make_vec(
+    env_id: str,
+    seed: int,
+    vectorization: str = "sync",
+    render_mode: str | None = None,
+    evaluation: bool = False,
+) -> MultiTaskEnv:
     """Make all tasks of `env_id` as one vector environment; sub-environment i is task i.
 
     Args:
-        env_id: a key of `TASKS`, or `package.module:function`, a function
-            `f(seed, vectorization, render_mode) -> gymnasium.vector.VectorEnv` of your own with SAME_STEP autoreset
-            and a new array of observations in every step.
-        seed: each task gets its own child of `SeedSequence(seed)`.
+        env_id: a key of `TASKS`; or "MetaWorld:reach-v3,push-v3", a choice of Meta-World's tasks; or
+            "package.module:function", a function `f(seed, vectorization, render_mode)` of your own that returns a
+            `gymnasium.vector.VectorEnv` with SAME_STEP autoreset, flat observations and bounded, flat actions. Its
+            `metadata` may name the "tasks", and the "metrics" that its infos have besides "success".
+        seed: seeds the first reset, each task with a child of its own.
         vectorization: "sync" (one process) or "async" (a process per task).
         render_mode: None or "rgb_array".
-
-    Returns:
-        A vector environment with float32 observations [N, O], actions [N, A] in [-1, 1], `SAME_STEP` autoreset and
-        `infos["success"]`.
+        evaluation: Meta-World's goals for evaluation, instead of those for training.
 
     Raises:
-        ValueError: unknown `env_id` or `vectorization`, a function of yours that fails or breaks this contract, no
-            OpenGL to render with.
+        gymnasium.error.Error: unknown `env_id`, an environment that breaks this contract, no OpenGL to render with.
     """
     if vectorization not in _VECTORIZATIONS:
-        raise ValueError(f"vectorization must be one of {', '.join(_VECTORIZATIONS)}, not '{vectorization}'")
-    if ":" in env_id:
-        return TaskSeeds(_make_custom(env_id, seed, vectorization, render_mode), seed)
-    if env_id not in TASKS:
-        close = difflib.get_close_matches(env_id, TASKS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"unknown environment '{env_id}'; did you mean '{close}'? "
-            f"Allowed: {', '.join(TASKS)}, or package.module:function"
+        raise gym.error.Error(f"vectorization must be sync or async, not {vectorization!r}")
+    random.seed(seed)  # for environments that draw from these when they are made
+    np.random.seed(seed % 2**32)
+    if env_id.startswith("MetaWorld:"):
+        family = _meta_world(tuple(env_id.removeprefix("MetaWorld:").split(",")))
+    elif ":" in env_id:
+        return make_custom(env_id, seed, vectorization, render_mode)
+    elif env_id in _FAMILIES:
+        family = _FAMILIES[env_id]
+    else:
+        closest = difflib.get_close_matches(env_id, TASKS, n=1, cutoff=0.0)[0]
+        raise gym.error.Error(
+            f"unknown environment {env_id!r}; did you mean {closest!r}? "
+            f"Allowed: {', '.join(TASKS)}, MetaWorld:TASK,TASK,... and package.module:function"
         )
-    if render_mode is not None and _FAMILIES[env_id].needs_opengl:
+    if render_mode is not None and "PointReach" not in env_id:
         choose_opengl()
-    thunks = [
-        functools.partial(gym.make, f"qmp/{env_id}", task=i, render_mode=render_mode, disable_env_checker=True)
-        for i in range(len(TASKS[env_id]))
-    ]
-    make = _VECTORIZATIONS[vectorization]
-    return TaskSeeds(make(thunks, autoreset_mode=AutoresetMode.SAME_STEP), seed)
+    kwargs = {**family.kwargs, "render_mode": render_mode}
+    if evaluation and family.entry_point == "envs.meta_world:MetaWorld":
+        kwargs["evaluation"] = True
+    spec = gym.envs.registration.EnvSpec(
+        env_id, family.entry_point, max_episode_steps=family.max_episode_steps, disable_env_checker=True
+    )
+    thunks = [functools.partial(gym.make, spec, task=i, **kwargs) for i in range(len(family.tasks))]
+    vec = _VECTORIZATIONS[vectorization](thunks, autoreset_mode=AutoresetMode.SAME_STEP)
+    return MultiTaskEnv(vec, family.tasks, seed, family.min_rewards)
 
 
 @functools.cache
@@ -162,7 +135,7 @@ def choose_opengl() -> str:
     """Set MUJOCO_GL to the first OpenGL back end that can draw without a screen, and return it.
 
     Raises:
-        ValueError: there is none.
+        gymnasium.error.Error: there is none.
     """
     # Each is tried in a process of its own, because after a failed one PyOpenGL cannot change over to another.
     code = (
@@ -172,53 +145,12 @@ def choose_opengl() -> str:
     chosen = os.environ.get("MUJOCO_GL")
     for backend in (chosen,) if chosen else ("egl", "osmesa", "glfw"):
         environ = {**os.environ, "MUJOCO_GL": backend}
+        environ.pop("PYOPENGL_PLATFORM", None)  # MuJoCo sets it
         if subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True).returncode == 0:
             os.environ["MUJOCO_GL"] = backend
+            os.environ.pop("PYOPENGL_PLATFORM", None)
             return backend
     tried = f"MUJOCO_GL={chosen}" if chosen else "EGL, OSMesa or GLFW"
-    raise ValueError(f"rendering needs OpenGL, and {tried} does not work here; on Debian: apt-get install libosmesa6")
-
-
-def _make_custom(env_id: str, seed: int, vectorization: str, render_mode: str | None) -> VectorEnv:
-    """Call the user's function named by `package.module:function`; check what it returns, and a step of it."""
-    module, _, function = env_id.partition(":")
-    if os.getcwd() not in sys.path:  # the module may lie where the command is given
-        sys.path.append(os.getcwd())
-    try:
-        envs = getattr(importlib.import_module(module), function)(seed, vectorization, render_mode)
-    except Exception as error:
-        raise ValueError(f"cannot make '{env_id}': {type(error).__name__}: {error}") from error
-    if not isinstance(envs, VectorEnv):
-        raise ValueError(f"'{env_id}' returned {type(envs).__name__}, not a gymnasium.vector.VectorEnv")
-    try:
-        return _checked(envs, env_id, seed)
-    except ValueError:
-        _close(envs)
-        raise
-
-
-def _checked(envs: VectorEnv, env_id: str, seed: int) -> VectorEnv:
-    """The user's vector environment, with actions in [-1, 1], if it keeps the contract of `make_vec`."""
-    if envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
-        raise ValueError(f"'{env_id}' must use autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP")
-    actions, observations = envs.single_action_space, envs.single_observation_space
-    if not (isinstance(actions, gym.spaces.Box) and actions.is_bounded() and len(actions.shape) == 1):
-        raise ValueError(f"'{env_id}' needs a bounded, flat Box of actions, but has {actions}")
-    if not (isinstance(observations, gym.spaces.Box) and len(observations.shape) == 1):
-        raise ValueError(f"'{env_id}' needs a flat Box of observations, but has {observations}")
-    if not (np.all(actions.low == -1) and np.all(actions.high == 1)):
-        envs = RescaleAction(envs, -1.0, 1.0)
-    try:
-        first_obs, _ = envs.reset(seed=seed)
-        obs, *_, infos = envs.step(np.zeros((envs.num_envs, *actions.shape), np.float32))
-        if envs.render_mode is not None:
-            envs.render()
-    except Exception as error:
-        raise ValueError(f"the first step of '{env_id}' fails: {type(error).__name__}: {error}") from error
-    if np.shares_memory(first_obs, obs):
-        raise ValueError(f"'{env_id}' returns one array of observations again and again; it must be new in every step")
-    for name in ("success", *envs.metadata.get("metrics", ())):
-        told = [part.get(f"_{name}", name in part) for part in (infos, infos.get("final_info", {}))]
-        if not np.all(np.logical_or(*told)):
-            raise ValueError(f"info['{name}'] is missing from the steps of '{env_id}'")
-    return envs
+    raise gym.error.Error(
+        f"rendering needs OpenGL, and {tried} does not work here; on Debian: apt-get install libosmesa6"
+    )
