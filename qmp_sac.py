@@ -329,9 +329,8 @@ def update(agent: Agent, optimizers: dict, data: Batch, args: Args) -> dict[str,
 
     with torch.no_grad():
         torch._foreach_lerp_([*agent.qf_target.parameters()], [*agent.qf.parameters()], args.tau)
-    info = dict(
-        zip(("qf1_values", "qf2_values", "qf1_loss", "qf2_loss"), (*qf_values.mean(-1), *qf_losses), strict=True)
-    )
+    info = {f"qf{k + 1}_values": values for k, values in enumerate(qf_values.mean(-1))}
+    info |= {f"qf{k + 1}_loss": losses for k, losses in enumerate(qf_losses)}
     info |= {"actor_loss": actor_loss, "entropy": -log_prob.mean(-1), "alpha": alpha[:, 0], "alpha_loss": alpha_loss}
     return {name: values.detach() for name, values in info.items()}
 
@@ -351,8 +350,7 @@ def main(argv: list[str] | None = None) -> Agent | None:
                 raise gym.error.Error(f"{name} of this run is {getattr(saved, name)} and cannot change")
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.num_threads)
-    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
-    signals = []
+    device, signals = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu"), []
     for number in (signal.SIGINT, signal.SIGTERM):  # the first ends the turn, a second one the program
         signal.signal(number, lambda number, _: (signals.append(number), signal.signal(number, signal.SIG_DFL)))
     envs = make_vec(args.env_id, args.seed, args.vectorization)
@@ -431,7 +429,6 @@ class Run:
             torch.set_rng_state(state["rng"])
             torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
         if args.eval_only:
-            self.csv.write_text("")
             return
         if args.track:
             import wandb
@@ -476,7 +473,8 @@ class Run:
                 self.log({"own": "eval", "mixture": "eval_mixture"}[acting], rows[[*self.envs.metrics]], global_step)
             rows.insert(0, "global_step", global_step)
             rows.insert(1, "acting", acting)
-            rows.to_csv(self.csv, mode="a", header=not self.csv.stat().st_size, index=False)
+            first = acting == "own" if args.eval_only else not self.csv.stat().st_size
+            rows.to_csv(self.csv, mode="w" if first else "a", header=first, index=False)
             tqdm.write(f"step {global_step:,}, {acting}\n{format_table(rows)}")
 
     def save(self, global_step: int) -> None:

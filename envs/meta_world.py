@@ -62,7 +62,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3
 from metaworld.types import Task
 from scipy.spatial.transform import Rotation
 
-from envs.tasks import task_number
+from envs.tasks import check_task
 
 ALL_TASKS = tuple(ALL_V3_ENVIRONMENTS)
 TASK_SETS = {"MT10": tuple(MT10_V3), "MT25": tuple(MT25_V3), "MT50": ALL_TASKS}
@@ -110,9 +110,6 @@ class FasterSawyer:
         """Without Gymnasium's `mj_rnePostConstraint`, whose forces no task reads."""
         self.data.ctrl[:] = ctrl
         mujoco.mj_step(self.model, self.data, nstep=n_frames)
-
-
-Lean = FasterSawyer  # the name that envs/meta_world_cds.py imports
 
 
 @functools.cache
@@ -163,7 +160,7 @@ class MetaWorld(DrawnEnv):
                 close = difflib.get_close_matches(name, ALL_TASKS, n=1, cutoff=0.0)[0]
                 allowed = ", ".join(ALL_TASKS)
                 raise ValueError(f"unknown Meta-World task '{name}'; did you mean '{close}'? Allowed: {allowed}")
-        self.task_name = tasks[task_number("MetaWorld", task, len(tasks))]
+        self.task_name = tasks[check_task("MetaWorld", task, len(tasks))]
         self.evaluation = evaluation
         self.render_mode = render_mode
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (39,), np.float32)

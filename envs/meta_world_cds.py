@@ -62,7 +62,7 @@ import numpy as np
 from metaworld.asset_path_utils import full_V3_path_for
 from metaworld.envs import SawyerDoorCloseEnvV3, SawyerDoorEnvV3, SawyerDrawerCloseEnvV3, SawyerDrawerOpenEnvV3
 
-from envs.meta_world import DrawnEnv, Lean
+from envs.meta_world import DrawnEnv, FasterSawyer
 from envs.tasks import check_task
 
 BOXES = {"door": ((-0.1, 0.85, 0.15), (0.0, 0.95, 0.15)), "drawer": ((0.3, 0.9, 0.0), (0.4, 0.9, 0.0))}
@@ -90,7 +90,7 @@ def _scene() -> mujoco.MjModel:
     return scene.compile()
 
 
-class Scene(Lean):
+class Scene(FasterSawyer):
     """Puts a Meta-World task about a door or a drawer into the scene that has both."""
 
     def _initialize_simulation(self):

@@ -52,7 +52,7 @@ class MultiTaskEnv(VectorWrapper):
         weakref.finalize(self, _close, env)
 
     def reset(self, *, seed: int | Sequence[int] | None = None, options: dict | None = None):
-        """Start new episodes; `seed`, one or more ints >= 0, makes what follows repeatable. Returns (obs [N, O], infos)."""
+        """Start new episodes; `seed`, ints >= 0, makes all that follows repeatable. Returns (obs [N, O], infos)."""
         seed, self._first_seed = self._first_seed if seed is None else seed, None
         if seed is not None:
             children = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(self.num_envs)]
