@@ -25,7 +25,7 @@ _MUJOCO_GL = os.environ.pop("MUJOCO_GL", None)
 from envs.custom import make_custom  # noqa: E402
 from envs.kitchen import TASKS as KITCHEN_TASKS  # noqa: E402
 from envs.maze import TASKS as MAZE_TASKS  # noqa: E402
-from envs.meta_world import TASK_SETS  # noqa: E402
+from envs.meta_world import TASK_SETS, check_names  # noqa: E402
 from envs.meta_world_cds import TASKS as CDS_TASKS  # noqa: E402
 from envs.multi_task import MultiTaskEnv, evaluate, format_table  # noqa: E402, F401
 from envs.pointreach import TASKS as POINTREACH_TASKS  # noqa: E402
@@ -106,7 +106,12 @@ def make_vec(
     random.seed(seed)  # for environments that draw from these when they are made
     np.random.seed(seed % 2**32)
     if env_id.startswith("MetaWorld:"):
-        family = _meta_world(tuple(env_id.removeprefix("MetaWorld:").split(",")))
+        names = tuple(env_id.removeprefix("MetaWorld:").split(","))
+        try:
+            check_names(names)
+        except ValueError as error:
+            raise gym.error.Error(str(error)) from None
+        family = _meta_world(names)
     elif ":" in env_id:
         return make_custom(env_id, seed, vectorization, render_mode)
     elif env_id in _FAMILIES:
@@ -123,7 +128,10 @@ def make_vec(
     if evaluation and family.entry_point == "envs.meta_world:MetaWorld":
         kwargs["evaluation"] = True
     spec = gym.envs.registration.EnvSpec(
-        env_id, family.entry_point, max_episode_steps=family.max_episode_steps, disable_env_checker=True
+        env_id if env_id in _FAMILIES else "MetaWorld-v3",
+        family.entry_point,
+        max_episode_steps=family.max_episode_steps,
+        disable_env_checker=True,
     )
     thunks = [functools.partial(gym.make, spec, task=i, **kwargs) for i in range(len(family.tasks))]
     vec = _VECTORIZATIONS[vectorization](thunks, autoreset_mode=AutoresetMode.SAME_STEP)

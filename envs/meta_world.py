@@ -123,6 +123,17 @@ def faster(env_cls: type) -> type:
     return type(env_cls.__name__, (FasterSawyer, env_cls), {"_get_quat_objects": quat_objects})
 
 
+def check_names(tasks: tuple[str, ...]) -> None:
+    """Raise ValueError unless `tasks` are different names of Meta-World's tasks."""
+    for name in tasks:
+        if name not in ALL_TASKS:
+            close = difflib.get_close_matches(name, ALL_TASKS, n=1, cutoff=0.0)[0]
+            allowed = ", ".join(ALL_TASKS)
+            raise ValueError(f"unknown Meta-World task '{name}'; did you mean '{close}'? Allowed: {allowed}")
+    if len(set(tasks)) < len(tasks):
+        raise ValueError(f"a Meta-World task is named twice in {', '.join(tasks)}")
+
+
 class DrawnEnv(gym.Env):
     """An environment around one of Meta-World's, `env`, which draws it as its `render_mode` says."""
 
@@ -155,11 +166,7 @@ class MetaWorld(DrawnEnv):
     """
 
     def __init__(self, tasks: tuple[str, ...], task: int, evaluation: bool = False, render_mode: str | None = None):
-        for name in tasks:
-            if name not in ALL_TASKS:
-                close = difflib.get_close_matches(name, ALL_TASKS, n=1, cutoff=0.0)[0]
-                allowed = ", ".join(ALL_TASKS)
-                raise ValueError(f"unknown Meta-World task '{name}'; did you mean '{close}'? Allowed: {allowed}")
+        check_names(tasks)
         self.task_name = tasks[check_task("MetaWorld", task, len(tasks))]
         self.evaluation = evaluation
         self.render_mode = render_mode
