@@ -1,9 +1,12 @@
-"""Shared by all tests: one thread, repeatable Hypothesis examples without deadlines, and slices of a stack."""
+"""Shared by all tests: one thread, repeatable Hypothesis examples without deadlines, slices of a stack, OpenGL."""
 
+import gymnasium as gym
 import pytest
 import torch
 from hypothesis import settings
 from torch import nn
+
+import envs
 
 torch.set_num_threads(1)
 settings.register_profile("qmp", deadline=None, derandomize=True)
@@ -38,3 +41,12 @@ def wandb_offline(tmp_path, monkeypatch):
     wandb.teardown()
     yield
     wandb.teardown()
+
+
+@pytest.fixture
+def opengl(monkeypatch):
+    """Drawing without a screen works in this test; where it cannot, the test is skipped."""
+    try:
+        monkeypatch.setenv("MUJOCO_GL", envs.choose_opengl())
+    except gym.error.Error as error:
+        pytest.skip(str(error))  # says what to install
