@@ -28,8 +28,8 @@ from envs.maze import TASKS as MAZE_TASKS  # noqa: E402
 from envs.meta_world import TASK_SETS, check_names  # noqa: E402
 from envs.meta_world_cds import TASKS as CDS_TASKS  # noqa: E402
 from envs.multi_task import MultiTaskEnv, evaluate, format_table  # noqa: E402, F401
+from envs.pointreach import REWARD_OUTSIDE, SPARSE, TASKS_OF_2, TASKS_OF_9  # noqa: E402
 from envs.pointreach import TASKS as POINTREACH_TASKS  # noqa: E402
-from envs.pointreach import TASKS_OF_2, TASKS_OF_9  # noqa: E402
 from envs.reacher import TASKS as REACHER_TASKS  # noqa: E402
 from envs.walker import TASKS as WALKER_TASKS  # noqa: E402
 
@@ -45,7 +45,8 @@ class _Family(NamedTuple):
     kwargs: dict = {}
 
 
-def _point_reach(tasks: tuple[str, ...], *min_rewards: float) -> _Family:
+def _point_reach(tasks: tuple[str, ...]) -> _Family:
+    min_rewards = tuple(REWARD_OUTSIDE if task == SPARSE else -50.0 for task in tasks)
     return _Family("envs.pointreach:PointReach", tasks, 50, min_rewards, {"tasks": tasks})
 
 
@@ -54,9 +55,9 @@ def _meta_world(tasks: tuple[str, ...]) -> _Family:
 
 
 _FAMILIES = {
-    "PointReach-v0": _point_reach(POINTREACH_TASKS, -50.0, -50.0, -50.0, -50.0, 0.0),
-    "PointReach2-v0": _point_reach(TASKS_OF_2, -50.0, 0.0),
-    "PointReach9-v0": _point_reach(TASKS_OF_9, *(-50.0,) * 8, 0.0),
+    "PointReach-v0": _point_reach(POINTREACH_TASKS),
+    "PointReach2-v0": _point_reach(TASKS_OF_2),
+    "PointReach9-v0": _point_reach(TASKS_OF_9),
     "MultistageReacher-v0": _Family("envs.reacher:MultistageReacher", REACHER_TASKS, 200, (-5.0,) * 5),
     "Maze-v0": _Family("envs.maze:Maze", MAZE_TASKS, 600, (-1.0,) * 10),
     "Walker2dMT4-v0": _Family("envs.walker:Walker2dMT4", WALKER_TASKS, 1000, (0.0,) * 4),
