@@ -107,7 +107,7 @@ def make_vec(
     - With `render_mode="rgb_array"`, pictures of one size, uint8 [H, W, 3].
 
     Its `metadata` may have "tasks", their names; "metrics", names in info besides "success", in every last step too;
-    and "acting_policy": True, if the attribute `acting_policy` of the tasks is to be set while a video is made.
+    and "attributes": ("acting_policy",), if this attribute of the tasks is to be set in every step of a video.
 
     Raises:
         gymnasium.error.Error: unknown `env_id`, an environment that breaks this contract, no OpenGL to render with.

@@ -257,7 +257,7 @@ class _Video:
     def add(self, policies: Sequence[int], running: Sequence[bool]) -> None:
         """Append a frame, with new pictures of the tasks [N] that are `running`."""
         tasks, metadata = self.envs.tasks, self.envs.metadata
-        if metadata.get("acting_policy"):
+        if "acting_policy" in metadata.get("attributes", ()):
             self.envs.unwrapped.set_attr("acting_policy", [int(policy) for policy in policies])
         for i, picture in enumerate(self.envs.render()):
             if running[i]:

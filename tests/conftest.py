@@ -1,4 +1,6 @@
-"""Shared by all tests: one thread, repeatable Hypothesis examples without deadlines, slices of a stack, OpenGL."""
+"""Shared by all tests: one thread, repeatable Hypothesis examples without deadlines, and fixtures."""
+
+import contextlib
 
 import gymnasium as gym
 import pytest
@@ -29,6 +31,37 @@ def unstack():
         return nn.Sequential(*layers[:-1])
 
     return unstack
+
+
+@pytest.fixture(scope="session")
+def make_learner():
+    """A function (script, N, O, A, args) -> an agent of the script and its optimizers, in float64, alphas apart."""
+
+    def make_learner(script, N: int, O: int, A: int, args):
+        agent = script.Agent(N, O, A, args).double()
+        with torch.no_grad():
+            agent.log_alpha.copy_(torch.linspace(-1.5, 0.5, len(agent.log_alpha)))
+        optimizers = {
+            "q": torch.optim.Adam(agent.qf.parameters(), lr=args.q_lr, fused=True),
+            "actor": torch.optim.Adam(agent.actor.parameters(), lr=args.policy_lr, fused=True),
+            "alpha": torch.optim.Adam([agent.log_alpha], lr=args.q_lr, fused=True),
+        }
+        return agent, optimizers
+
+    return make_learner
+
+
+@pytest.fixture
+def fixed_noise(monkeypatch):
+    """A function noise -> a context in which `torch.randn` returns it; an update draws [2, N, B, A], once."""
+
+    @contextlib.contextmanager
+    def fixed_noise(noise):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "randn", lambda *shape, **options: noise.view(shape))
+            yield
+
+    return fixed_noise
 
 
 @pytest.fixture

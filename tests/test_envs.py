@@ -904,7 +904,7 @@ def test_a_video_names_who_acts(tmp_path):
 def test_tasks_that_draw_who_acts_are_told(cls, tmp_path):
     tasks = [lambda: Counter(4, render_mode="rgb_array")] * 2
     turns = [[0, 1], [1, 0], [1, 1], [0, 0]]
-    told = make_tasks(*tasks, cls=cls, metadata={"acting_policy": True}, render_mode="rgb_array")
+    told = make_tasks(*tasks, cls=cls, metadata={"attributes": ("acting_policy",)}, render_mode="rgb_array")
     others = make_tasks(*tasks, cls=cls, render_mode="rgb_array")
     for vec, expected in ((told, ([0, 1, 1, 0], [1, 0, 1, 0])), (others, ([None] * 4,) * 2)):
         envs.evaluate(vec, Actor(turns), 1, 1, tmp_path / "own.mp4")
