@@ -3,6 +3,7 @@
 import contextlib
 import math
 import random
+import warnings
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pandas as pd
+import torch
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
 from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 from PIL import Image, ImageDraw
@@ -35,7 +37,7 @@ class MultiTaskEnv(VectorWrapper):
     Raises:
         gymnasium.error.Error: the environment breaks the contract of `envs.make_vec`.
         FloatingPointError: a number is not finite in single precision; the message names the task.
-        RuntimeError: the process of an environment has died.
+        ChildProcessError: the process of an environment has died.
     """
 
     def __init__(self, env: VectorEnv, tasks: Sequence[str], seed: int, min_rewards: Sequence[float] | None = None):
@@ -59,7 +61,8 @@ class MultiTaskEnv(VectorWrapper):
             random.seed(children[0])
             np.random.seed(children[0])
             seed = children if isinstance(self.env.unwrapped, SyncVectorEnv | AsyncVectorEnv) else children[0]
-        obs, infos = self.env.reset(seed=seed, options=options)
+        with _death_is_told():
+            obs, infos = self.env.reset(seed=seed, options=options)
         self.episode_lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._returns = np.zeros(self.num_envs)
         self._highest = np.full((len(self._told), self.num_envs), -np.inf)
@@ -71,10 +74,8 @@ class MultiTaskEnv(VectorWrapper):
         if self.single_action_space is not self._bounds:
             low, high = (bound.astype(np.float64) for bound in (self._bounds.low, self._bounds.high))
             actions = np.clip(low + (high / 2 - low / 2) * (actions + 1), low, high)
-        try:
+        with _death_is_told():
             obs, rewards, *ends, infos = self.env.step(actions.astype(self._bounds.dtype))
-        except (EOFError, ConnectionError) as error:
-            raise RuntimeError("the process of an environment has died") from error
         obs = self._numbers("observation", obs, *self.single_observation_space.shape)
         rewards = self._numbers("reward", rewards)
         terminations, truncations = (self._numbers("termination or truncation", end) for end in ends)
@@ -131,17 +132,41 @@ class MultiTaskEnv(VectorWrapper):
         return values
 
 
+@contextlib.contextmanager
+def _death_is_told():
+    """Say what it means that the pipe to the process of an environment has closed."""
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        raise ChildProcessError("the process of an environment has died") from error
+
+
 def _close(env: VectorEnv) -> None:
     """Close an environment, if it is still open, quietly."""
     if not env.closed:
         try:
-            env.close()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that a step is pending
+                env.close()
         except (OSError, EOFError):  # one of its processes has died
             for process in getattr(env.unwrapped, "processes", ()):
                 process.kill()
             env.closed = True
 
 
+@contextlib.contextmanager
+def keep_generators():
+    """What happens inside leaves the global random generators of Python, NumPy and PyTorch as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@keep_generators()
 def evaluate(
     envs: MultiTaskEnv, actor, episodes: int, seed: int | Sequence[int], video: Path | None = None, stop: Sequence = ()
 ) -> pd.DataFrame | None:
@@ -149,7 +174,8 @@ def evaluate(
 
     `actor.act(obs [N, O], episode_lengths [N])` gives the actions [N, A], and `actor.policies` [N] the policies that
     gave them; column acted/POLICY is the share of steps in which a policy did. The first episode of every task goes
-    into the file `video`, if given. Returns None as soon as `stop` is not empty.
+    into the file `video`, if given. Returns None as soon as `stop` is not empty. Global random generators are left as
+    they were, so that training goes on as if there had been no evaluation.
 
     Raises:
         gymnasium.error.Error: an episode does not end.
