@@ -3,6 +3,7 @@
 import contextlib
 import math
 import random
+import warnings
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pandas as pd
+import torch
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
 from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 from PIL import Image, ImageDraw
@@ -39,7 +41,7 @@ class MultiTaskEnv(VectorWrapper):
     Raises:
         gymnasium.error.Error: the environment breaks the contract of `envs.make_vec`.
         FloatingPointError: a number is not finite in single precision; the message names the task.
-        RuntimeError: the process of an environment has died.
+        ChildProcessError: the process of an environment has died.
     """
 
     def __init__(self, env: VectorEnv, tasks: Sequence[str], seed: int, min_rewards: Sequence[float] | None = None):
@@ -63,10 +65,11 @@ class MultiTaskEnv(VectorWrapper):
         if seed is not None:
             children = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(self.num_envs)]
             _seed_generators(children[0])
-            if isinstance(self.unwrapped, AsyncVectorEnv):
-                self.unwrapped.set_attr("generators", [_Generators(child) for child in children])
             seed = children if isinstance(self.unwrapped, SyncVectorEnv | AsyncVectorEnv) else children[0]
-        obs, infos = self.env.reset(seed=seed, options=options)
+        with _death_is_told():
+            if seed is not None and isinstance(self.unwrapped, AsyncVectorEnv):
+                self.unwrapped.set_attr("generators", [_Generators(child) for child in seed])
+            obs, infos = self.env.reset(seed=seed, options=options)
         self.episode_lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._returns = np.zeros(self.num_envs)
         self._highest = np.full((len(self._told), self.num_envs), -np.inf)
@@ -79,10 +82,8 @@ class MultiTaskEnv(VectorWrapper):
         if self._scaled:
             actions = self._low * (0.5 - actions / 2) + self._high * (0.5 + actions / 2)  # never infinite
             actions = np.minimum(np.maximum(actions, self._low), self._high)
-        try:
+        with _death_is_told():
             raw_obs, rewards, *ends, infos = self.env.step(actions.astype(self.single_action_space.dtype))
-        except (EOFError, ConnectionError) as error:
-            raise RuntimeError("the process of an environment has died") from error
         obs, rewards = self._observations(raw_obs), self._numbers("reward", rewards)
         terminations, truncations = map(self._booleans, ("termination", "truncation"), ends)
         dones = terminations | truncations
@@ -182,17 +183,41 @@ class _Generators:
         return _seed_generators, (self.seed,)
 
 
+@contextlib.contextmanager
+def _death_is_told():
+    """Say what it means that the pipe to the process of an environment has closed."""
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        raise ChildProcessError("the process of an environment has died") from error
+
+
 def _close(env: VectorEnv) -> None:
     """Close an environment, if it is still open, quietly."""
     if not env.closed:
         try:
-            env.close()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that a step is pending
+                env.close()
         except (OSError, EOFError):  # one of its processes has died
             for process in getattr(env.unwrapped, "processes", ()):
                 process.kill()
             env.closed = True
 
 
+@contextlib.contextmanager
+def keep_generators():
+    """What happens inside leaves the global random generators of Python, NumPy and PyTorch as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@keep_generators()
 def evaluate(
     envs: MultiTaskEnv, actor, episodes: int, seed: int | Sequence[int], video: Path | None = None, stop: Sequence = ()
 ) -> pd.DataFrame | None:
@@ -200,7 +225,8 @@ def evaluate(
 
     `actor.act(obs [N, O], episode_lengths [N])` gives the actions [N, A], and `actor.policies` [N] the policies that
     gave them; column acted/POLICY is the share of the steps of these episodes in which a policy did. The first episode
-    of every task goes into the file `video`, if given. Returns None as soon as `stop` is not empty.
+    of every task goes into the file `video`, if given. Returns None as soon as `stop` is not empty. Global random
+    generators are left as they were, so that training goes on as if there had been no evaluation.
 
     Raises:
         gymnasium.error.Error: an episode does not end.
