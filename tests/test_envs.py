@@ -1,5 +1,6 @@
 """make_vec and evaluate: seeds, ends of episodes, statistics, videos; users' environments, converted or refused."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -238,7 +239,8 @@ def test_what_follows_the_last_step(cls):
 
 def test_statistics_of_an_episode():
     """Success and metrics at their highest, also if the last step's are low and the next episode's are lower."""
-    values = iter(np.resize([1, 5, -2, 0, -3, -1, -2, -4], 1000).tolist())
+    heights = [1, 5, -2, 0, -3, -1, -2, -4]
+    values = itertools.cycle(heights)
 
     def tell(info):
         value = next(values)
@@ -246,7 +248,7 @@ def test_statistics_of_an_episode():
 
     vec = make_tasks(lambda: Counter(4, reward=lambda _: -0.5, info=tell), metadata={"metrics": ["height"]})
     assert vec.metrics == ("success_rate", "episodic_return", "episodic_length", "height")
-    values = iter([1, 5, -2, 0, -3, -1, -2, -4])
+    values = iter(heights)
     vec.reset()
     for expected in ([1, -2, 4, 5], [0, -2, 4, -1]):
         episode = steps_until(vec, [0])["episode"]
@@ -308,7 +310,7 @@ OBSERVATIONS = {
 
 @pytest.mark.parametrize("change", OBSERVATIONS.values(), ids=OBSERVATIONS)
 def test_observations_are_converted(change):
-    vec = make(lambda: Plain(obs=change, infos=lambda infos: {k: v for k, v in infos.items()}))
+    vec = make(lambda: Plain(obs=change))
     rows = roll_out(vec, 6)
     assert np.array_equal(rows, roll_out(make(Plain), 6)) and vec.reset()[0].dtype == np.float32
 
@@ -325,7 +327,7 @@ def test_rewards_and_ends_are_converted(kind):
 
 
 def test_observations_of_tasks_are_converted():
-    """Of each type that fits the space; a copy of Gymnasium's is made of them."""
+    """Of each type that fits the space."""
     types = (int, bool, np.uint8, np.float64)
     vec = make_tasks(*[lambda t=t: Counter(obs=lambda x: x.astype(t)) for t in types])
     vec.reset()
@@ -375,8 +377,8 @@ def test_actions_in_the_middle():
 # What is refused, in one line
 
 
-def refuse(words, function=None, error=gym.error.Error):
-    with pytest.raises(error, match=words) as caught:
+def refuse(words, function):
+    with pytest.raises(gym.error.Error, match=words) as caught:
         make(function)
     assert "\n" not in str(caught.value)
 
@@ -442,17 +444,10 @@ def test_success_beyond_1_is_refused(value):
         (lambda infos: infos.update(final_obs=np.zeros((2, 3))), "each last observation .* must be a number"),
         (lambda infos: infos.update(final_info={}), r"an episode of task task-0 ended without info\['success'\]"),
         (lambda infos: infos.update(final_info=np.full(2, {"success": 0})), r"infos\['final_info'\] must be a dict"),
-        (lambda infos: infos.update(_success=np.zeros(2)), None),
     ],
 )
 def test_ends_of_episodes_that_lack_something_are_refused(change, words):
-    def function():
-        return Plain(infos=lambda infos: (change(infos), infos)[1])
-
-    if words:
-        refuse(words, function)
-    else:
-        make(function)
+    refuse(words, lambda: Plain(infos=lambda infos: (change(infos), infos)[1]))
 
 
 def test_a_last_observation_in_the_array_of_the_next_one_is_refused():
@@ -512,7 +507,7 @@ class InPlace(Counter):
         elif self.where == "info":
             self.told.update(info)
             return obs, *rest, self.told
-        return (self.state.tolist() if self.where == "list" else self.state), *rest, info
+        return self.state, *rest, info
 
 
 @both_kinds
