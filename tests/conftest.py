@@ -1,5 +1,7 @@
 """Shared by all tests: one thread, repeatable Hypothesis examples without deadlines, and slices of a stack."""
 
+import signal
+
 import pytest
 import torch
 from hypothesis import settings
@@ -38,3 +40,12 @@ def wandb_offline(tmp_path, monkeypatch):
     wandb.teardown()
     yield
     wandb.teardown()
+
+
+@pytest.fixture(autouse=True)
+def keep_signal_handlers():
+    """The scripts handle SIGINT and SIGTERM; after a test pytest does so again."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
