@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, repeatable Hypothesis examples without deadlines, and fixtures."""
 
 import contextlib
+import signal
 
 import gymnasium as gym
 import pytest
@@ -83,3 +84,12 @@ def opengl(monkeypatch):
         monkeypatch.setenv("MUJOCO_GL", envs.choose_opengl())
     except gym.error.Error as error:
         pytest.skip(str(error))  # says what to install
+
+
+@pytest.fixture(autouse=True)
+def keep_signal_handlers():
+    """The scripts handle SIGINT and SIGTERM; after a test pytest does so again."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
