@@ -148,7 +148,7 @@ def draw_groups(axes, groups: dict[str, pd.DataFrame], column: str, colors: dict
         for acting, style in (("own", "-"), ("mixture", "--")):
             table = curves(rows[rows["acting"] == acting], column)
             if len(table):
-                seeds = f" ({table.shape[1]} seeds)" if table.shape[1] > 1 else ""
+                seeds = f" ({table.shape[1]} seeds)" if table.shape[1] > 1 and not colors else ""
                 text = f"{name}{seeds}" + ", mixture" * (acting == "mixture")
                 marker = "o" if len(table) == 1 else None
                 axes.plot(table.index, table.mean(axis=1), style, marker=marker, color=color, label=text)
@@ -184,12 +184,12 @@ def draw_mixture(axes, mixture: np.ndarray, tasks: Sequence[str]) -> None:
     size = min(9, 330 / len(tasks))
     axes.set_xticks(range(len(tasks)), tasks, rotation=90, fontsize=size)
     axes.set_yticks(range(len(tasks)), tasks, fontsize=size)
-    axes.set(xlabel="acting policy", ylabel="task")
+    axes.set(xlabel="acting policy, share of steps", ylabel="task")
     if len(tasks) <= FEW:
         for (i, j), share in np.ndenumerate(mixture):
             color = "white" if share > 0.5 else "black"
-            axes.text(j, i, f"{share:.2f}", ha="center", va="center", color=color)
-    axes.figure.colorbar(image, ax=axes, shrink=0.7, label="share of steps")
+            axes.text(j, i, f"{share:.2f}", ha="center", va="center", color=color, fontsize=8)
+    axes.figure.colorbar(image, ax=axes, shrink=0.7)
 
 
 def mixture_of(rows: pd.DataFrame) -> np.ndarray:
@@ -201,8 +201,8 @@ def mixture_of(rows: pd.DataFrame) -> np.ndarray:
 
 def draw(path: Path, panels: Sequence, mixtures: dict[str, np.ndarray], tasks: Sequence[str]) -> Path:
     """A picture: `panels`, functions that draw on axes, above `mixtures`. Returns its path."""
-    width, side = min(len(panels), 4), min(9, 3 + 0.12 * len(tasks))
-    lines, columns = -(-len(panels) // width), max(1, int(max(4.8 * width, 16) // (side + 1)))
+    width, side = min(len(panels), 4), min(9, 3.4 + 0.12 * len(tasks))
+    lines, columns = -(-len(panels) // width), max(1, int(max(4.8 * width, 17) // (side + 1)))
     heights = [3.6 * lines, side * -(-len(mixtures) // columns)]
     columns = min(columns, max(1, len(mixtures)))
     size = (max(4.8 * width, (side + 1) * columns if mixtures else 0), sum(heights))
@@ -273,18 +273,11 @@ def gather(folders: Sequence[Path]) -> None:
         _, script, method, seed = folder.name.split("__")
         run, env_id = {"script": script, "method": method, "seed": int(seed)}, record["args"]["env_id"]
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-        tags = {f"switch/advantage/{task}": task for task in record["tasks"]}
-        found = [
-            (e.step, tags[tag], e.value) for tag in tags if tag in events.Tags()["scalars"] for e in events.Scalars(tag)
-        ]
-        advantage = pd.DataFrame(found, columns=["global_step", "task", "advantage"]).drop_duplicates(
-            ["global_step", "task"]
-        )
-        rows = rows.merge(advantage.astype({"global_step": int}), on=["global_step", "task"], how="left")
-        rows.insert(0, "run", folder.name)
-        for k, (name, value) in enumerate(run.items()):
-            rows.insert(k, name, value)
-        evaluations.setdefault(env_id, []).append(rows.drop(columns="run"))
+        logged = [tag for tag in events.Tags()["scalars"] if tag.startswith("switch/advantage/")]
+        advantage = {(e.step, tag.split("/", 2)[2], "own"): e.value for tag in logged for e in events.Scalars(tag)}
+        places = zip(rows["global_step"], rows["task"], rows["acting"], strict=True)
+        rows = rows.assign(advantage=[advantage.get(place) for place in places], **run)
+        evaluations.setdefault(env_id, []).append(rows[[*run, *rows.columns.difference(run, sort=False)]])
         log = log_of(folder)
         hours = sum(float(line.split()[-2]) for line in log if line.startswith("exit code"))
         run |= {"env_id": env_id, "global_step": rows["global_step"].max(), "hours": round(hours, 2)}
@@ -314,6 +307,7 @@ class Comparison:
         rows = rows[rows["script"] == script].assign(run=lambda rows: rows["method"] + rows["seed"].astype(str))
         self.end = int(rows.groupby("run")["global_step"].max().min())
         self.rows = rows[rows["global_step"] <= self.end]
+        self.tasks = list(rows["task"].unique())
         self.methods = [method for method in METHODS if method in set(rows["method"])]
 
     def of(self, method: str, acting: str = "own") -> pd.DataFrame:
@@ -330,23 +324,31 @@ class Comparison:
         if method not in self.methods or not len(values := self.final(method, acting)):
             return ""
         low, high = interval(values.mean(1))
-        return f"{values.mean():.2f}" + (f" [{low:.2f}, {high:.2f}]" if len(values) > 1 else "")
+        return f"{values.mean():.2f} " + (f"[{low:.2f}, {high:.2f}]" if len(values) > 1 else "(1 seed)")
 
-    def line(self, method: str) -> list[str]:
-        """A line of the table of methods."""
-        values = self.final(method)
-        iqm = f"{trim_mean(values.ravel(), 0.25):.2f}" if len(values) >= 5 else ""
-        better = f"{improvement(values, self.final('base')):.2f}" if "base" in self.methods and method != "base" else ""
-        paper = str(PAPER.get((self.env_id, self.script), {}).get(method, ""))
-        return [method, str(len(values)), self.mean(method), iqm, self.mean(method, "mixture"), better, paper]
+    def paper(self, method: str) -> str:
+        """The paper's final success, for a table."""
+        values = PAPER.get((self.env_id, self.script), {})
+        return f"{values[method]:.2f}" if method in values else ""
 
-    def first_solved(self, method: str) -> list[str]:
-        """For every task the median step of the first evaluation in which all its episodes succeed, for a table."""
-        cells, rows = [], self.of(method)
-        for task in rows["task"].unique():
-            found = rows[(rows["task"] == task) & (rows[self.column] == 1)].groupby("run")["global_step"].min()
-            cells.append(f"{found.median():,.0f} ({len(found)} of {rows['run'].nunique()})" if len(found) else "never")
-        return [method, *cells]
+    def tables(self) -> str:
+        """Final success of the methods; and the median step of every task's first evaluation without a failure."""
+        finals, solved = [], []
+        for method in self.methods:
+            values, rows = self.final(method), self.of(method)
+            iqm = f"{trim_mean(values.ravel(), 0.25):.2f}" if len(values) >= 5 else ""
+            against = "base" in self.methods and method != "base"
+            better = f"{improvement(values, self.final('base')):.2f}" if against else ""
+            cells = [str(len(values)), self.mean(method), iqm, self.mean(method, "mixture"), better]
+            finals.append([method, *cells, self.paper(method)])
+            first = rows[rows[self.column] == 1].groupby(["task", "run"])["global_step"].min().groupby("task")
+            cells = {task: f"{steps.median():,.0f} ({len(steps)} of {len(values)})" for task, steps in first}
+            solved.append([method, *(cells.get(task, "never") for task in self.tasks)])
+        head = ["", "seeds", "success [95%]", "IQM", "of its mixtures", "probability to beat base", "paper"]
+        text = table(head, finals)
+        if len(self.tasks) <= 2 * FEW:
+            text += f"\nSteps until no episode of a task fails:\n\n{table(['', *self.tasks], solved)}"
+        return text
 
     def draw(self, axes, column: str, methods: Sequence[str]) -> None:
         """Curves of methods, and the paper's final values dotted."""
@@ -357,7 +359,7 @@ class Comparison:
         axes.set_title(f"{self.env_id}, {self.script}\n{column.replace('_', ' ')}", fontsize="medium")
         for method, value in PAPER.get((self.env_id, self.script), {}).items():
             if method in groups and column == self.column:
-                axes.axhline(value, color=colors[method], linestyle=":", label=f"{method}, the paper's end")
+                axes.axhline(value, color=colors[method], linestyle=":", label=f"{method}, paper")
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -388,39 +390,21 @@ def write_results() -> None:
         text += f"## {env_id}\n"
         for found in comparisons:
             chosen = records[(records["env_id"] == env_id) & (records["script"] == found.script)]
-            commands = chosen.drop_duplicates("method").set_index("method")["command"]
-            head = ["", "seeds", "success [95%]", "IQM", "of its mixtures", "probability to beat base", "paper"]
-            lines = [found.line(method) for method in found.methods]
-            text += f"\n### {found.script}.py, {found.end:,} steps\n\n```\n"
-            text += "\n".join(str(commands[method]) for method in found.methods) + f"\n```\n\n{table(head, lines)}"
-            tasks = list(found.rows["task"].unique())
-            if len(tasks) <= 2 * FEW:
-                lines = [found.first_solved(method) for method in found.methods]
-                text += f"\nSteps until all episodes of a task succeed:\n\n{table(['', *tasks], lines)}"
-            paper = [str(PAPER.get((env_id, found.script), {}).get(method, "")) for method in ("base", "qmp")]
-            seeds = "/".join(str(len(found.final(method))) for method in ("base", "qmp") if method in found.methods)
-            line = [
-                env_id,
-                f"`{found.script}.py`",
-                f"{found.end:,}",
-                seeds,
-                found.mean("base"),
-                found.mean("qmp"),
-                *paper,
-            ]
+            commands = "\n".join(chosen.drop_duplicates("method")["command"].astype(str))
+            text += f"\n### {found.script}.py, {found.end:,} steps\n\n```\n{commands}\n```\n\n{found.tables()}"
+            line = [env_id, f"`{found.script}.py`", f"{found.end:,}"]
+            line += [cell for method in ("base", "qmp") for cell in (found.mean(method), found.paper(method))]
             overview.append(line)
             panels.append(partial(found.draw, column=found.column, methods=("base", "qmp")))
-        curves_of = [partial(found.draw, column=found.column, methods=METHODS) for found in comparisons]
+        parts = [partial(found.draw, column=found.column, methods=METHODS) for found in comparisons]
         switches = [method for method in METHODS if method.startswith("qmp")]
-        curves_of += [partial(found.draw, column="advantage", methods=switches) for found in comparisons]
-        mixtures = {
-            f"{found.script}, qmp": mixture_of(found.of("qmp")) for found in comparisons if "qmp" in found.methods
-        }
-        print(draw(RESULTS / f"{name}.png", curves_of, mixtures, tasks))
+        parts += [partial(found.draw, column="advantage", methods=switches) for found in comparisons]
+        mixtures = {found.script: mixture_of(found.of("qmp")) for found in comparisons if "qmp" in found.methods}
+        print(draw(RESULTS / f"{name}.png", parts, mixtures, comparisons[0].tasks))
         text += f"\n![{env_id}](../benchmark/results/{name}.png)\n\n"
     print(draw(RESULTS / "success.png", panels, {}, ()))
     insert(ROOT / "docs" / "results.md", text.rstrip() + "\n")
-    head = ["", "script", "steps", "seeds", "base", "qmp", "paper: base", "paper: qmp"]
+    head = ["", "script", "steps", "base", "paper: base", "qmp", "paper: qmp"]
     insert(ROOT / "README.md", f"{table(head, overview)}\n![Success against steps](benchmark/results/success.png)\n")
 
 

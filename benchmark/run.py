@@ -1,6 +1,6 @@
 """Run a matrix of environment x script x method x seed, some runs at a time, on one machine or on a Ray cluster.
 
-    python benchmark/run.py --seeds 1 2 3 4 5                                # PointReach: four scripts, with and without QMP
+    python benchmark/run.py --seeds 1 2 3 4 5                                # PointReach, four scripts, base and QMP
     python benchmark/run.py --env-ids Maze-v0 --budget paper --print         # only print the commands
     python benchmark/run.py --env-ids my_tasks:make_envs --batch-size 64     # your own tasks and flags
     python benchmark/run.py --address auto                                   # on a cluster that shares its files
@@ -191,14 +191,15 @@ def execute(folder: Path, command: list[str]) -> str:
                 if not resume:
                     shutil.rmtree(folder)
         where = ["--resume" if resume else "--run-dir", str(folder)]
-        code, start = None, time.time()
+        start = time.time()
         with open(f"{folder}.log", "a" if resume else "w") as log:
             print("$", *command, file=log, flush=True)
             output = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
             process = subprocess.Popen([sys.executable, *command[1:], *where], cwd=ROOT, **output)
             try:
-                code = process.wait()
-            finally:  # also when Ray cancels
+                while process.poll() is None:
+                    time.sleep(0.5)  # Ray's cancel interrupts no process.wait()
+            finally:
                 process.terminate()
                 code = process.wait()
                 print(f"exit code {code} after {(time.time() - start) / 3600:.3f} hours", file=log)
