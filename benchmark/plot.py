@@ -85,10 +85,9 @@ def settings(record: dict) -> dict:
     """The script of a run, and those of its arguments that make it learn as it does: all from learning_starts on."""
     names = list(record["args"])
     args = {name: record["args"][name] for name in names[names.index("learning_starts") :]}
-    without = () if args["qmp"] else ("switch_", "own_policy_")
-    return {"script": record.get("script", "")} | {
-        k: v for k, v in args.items() if not k.startswith(("seed", *without))
-    }
+    if not args["qmp"]:  # then these say nothing
+        args = {name: value for name, value in args.items() if not name.startswith(("switch_", "own_policy_"))}
+    return {"script": record.get("script", "run")} | args
 
 
 def label(group: dict, groups: Sequence[dict]) -> str:
@@ -96,13 +95,10 @@ def label(group: dict, groups: Sequence[dict]) -> str:
     words = []
     for name, value in group.items():
         if len({str(other[name]) for other in groups if name in other}) > 1:
-            flag = "--" + name.replace("_", "-")
-            if name == "script":
-                words.append(value)
-            elif isinstance(value, bool):
-                words.append(flag if value else flag.replace("--", "--no-", 1))
-            else:
-                words.append(f"{flag} {' '.join(map(str, value)) if isinstance(value, list) else value}")
+            flag = name.replace("_", "-")
+            text = " ".join(map(str, value)) if isinstance(value, list) else value
+            switch = f"--{'' if value else 'no-'}{flag}"
+            words.append(value if name == "script" else switch if isinstance(value, bool) else f"--{flag} {text}")
     return " ".join(words) or group["script"]
 
 
@@ -180,7 +176,7 @@ def finish(axes, column: str) -> None:
 
 def draw_mixture(axes, mixture: np.ndarray, tasks: Sequence[str]) -> None:
     """A heat map of shares [N, P]: task i's row says who acted for it."""
-    image = axes.imshow(mixture, vmin=0, vmax=1, cmap="Blues")
+    image = axes.imshow(mixture, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     size = min(9, 330 / len(tasks))
     axes.set_xticks(range(len(tasks)), tasks, rotation=90, fontsize=size)
     axes.set_yticks(range(len(tasks)), tasks, fontsize=size)
@@ -214,13 +210,13 @@ def draw(path: Path, panels: Sequence, mixtures: dict[str, np.ndarray], tasks: S
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     handles = {name: line for axes in grid for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    columns_of_legend = max(1, int(size[0] * 10 / (max(map(len, handles)) + 8)))
+    columns_of_legend = max(1, int(size[0] * 10 / (max(map(len, handles), default=0) + 8)))
     top.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns_of_legend)
     for part in bottom:
         grid = list(part.subplots(-(-len(mixtures) // columns), columns, squeeze=False).flat)
         for axes, (title, mixture) in zip(grid, mixtures.items(), strict=False):
             draw_mixture(axes, mixture, tasks)
-            axes.set_title(f"who acted in training: {title}", fontsize="medium")
+            axes.set_title(f"who acted: {title}", fontsize="medium")
         for axes in grid[len(mixtures) :]:
             axes.set_axis_off()
     figure.savefig(path, dpi=100)
@@ -250,9 +246,10 @@ def plot_runs(folders: Sequence[Path], output: Path) -> list[Path]:
             mixtures = {name: mixture_of(rows)}
             if len(tasks) <= 2 * FEW:
                 acted = rows[rows[f"acted/{tasks[0]}"].notna()]
-                thirds = np.array_split(acted["global_step"].unique(), 3)
-                stages = [(steps, acted[acted["global_step"].isin(steps)]) for steps in thirds if len(steps)]
-                mixtures = {f"up to step {steps[-1]:,}": mixture_of(part) for steps, part in stages}
+                thirds = [steps for steps in np.array_split(acted["global_step"].unique(), 3) if len(steps)]
+                titles = [f"evaluations at {steps[0]:,} to {steps[-1]:,}" for steps in thirds]
+                parts = [mixture_of(acted[acted["global_step"].isin(steps)]) for steps in thirds]
+                mixtures = dict(zip(titles, parts, strict=True))
         else:
             panels = [partial(draw_groups, groups=groups, column=column) for column in columns]
             mixtures = {name: mixture_of(rows) for name, rows in groups.items()}

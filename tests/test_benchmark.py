@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,7 +229,7 @@ def test_one_run_shows_tasks_mean_and_mixture(tmp_path, figures):
     assert [*found][:4] == ["success rate", "episodic return", "height", "own policy's share of acting"]
     lines = {line.get_label(): line.get_ydata().tolist() for line in found["episodic return"].lines}
     assert lines == {"a": [-1, -2, -3], "b": [-2, -3, -4], "mean": [-1.5, -2.5, -3.5]}
-    mixture = found["who acted in training: up to step 300"]
+    mixture = found["who acted: evaluations at 300 to 300"]
     assert mixture.images[0].get_array().tolist() == [[0.75, 0.25], [0.25, 0.75]]
     assert [text.get_text() for text in mixture.get_xticklabels()] == ["a", "b"]
     assert [text.get_text() for text in mixture.texts] == ["0.75", "0.25", "0.25", "0.75"]
@@ -241,7 +242,7 @@ def test_many_tasks_are_grey_and_success_may_be_unknown(tmp_path, figures):
     assert "success rate" not in found
     *tasks, mean = found["episodic return"].lines
     assert {line.get_color() for line in tasks} == {"0.7"} and len(tasks) == 20 and mean.get_linewidth() > 2
-    mixture = found["who acted in training: qmp_sac"]
+    mixture = found["who acted: qmp_sac"]
     assert not mixture.texts and len(mixture.get_xticklabels()) == 20
 
 
@@ -361,3 +362,16 @@ def test_results_are_kept_unless_a_run_has_got_further(repository):
         "| qmp-period-10 | 1 | 0.25 (1 seed) |",
     ):
         assert line in details
+
+
+def test_the_docs_show_the_committed_results(tmp_path, monkeypatch):
+    """The tables in README.md and docs/results.md are those of the CSV files, if there are any yet."""
+    monkeypatch.setattr(plot, "draw", lambda path, *_: path)
+    monkeypatch.setattr(plot, "ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
+    for _ in plot.RESULTS.glob("runs.csv"):
+        for name in ("README.md", "docs/results.md"):
+            shutil.copy(ROOT / name, tmp_path / name)
+        plot.write_results()
+        for name in ("README.md", "docs/results.md"):
+            assert (tmp_path / name).read_text() == (ROOT / name).read_text()
