@@ -3,7 +3,6 @@
     python qmp_dnc.py                                          # PointReach, five tasks: two minutes on one core
     python qmp_dnc.py --no-qmp                                 # the base method alone: Divide-and-Conquer
     python qmp_dnc.py --distill-period 10_000                  # and a central policy, from which all go on now and then
-    python qmp_dnc.py --env-id my_package.my_module:make_envs  # your own tasks
     python qmp_dnc.py --resume runs/x                          # go on from the last checkpoint of a run
     python qmp_dnc.py --resume runs/x --eval-only              # measure its policies and its mixtures
 
@@ -135,7 +134,8 @@ class Args:
     def __post_init__(self):
         may_be_0 = "seed learning_starts eval_frequency checkpoint_frequency switch_samples gamma tau own_policy_prob"
         may_be_0 += " kl_coef distill_period"
-        highest = {"gamma": 1, "tau": 1, "own_policy_prob": 1, "learning_starts": self.total_timesteps - 1}
+        highest = {"gamma": 1, "tau": 1, "own_policy_prob": 1}
+        highest |= {} if self.resume else {"learning_starts": self.total_timesteps - 1}
         for name, value in vars(self).items():
             low, high = name not in may_be_0.split(), highest.get(name, 2**62)
             numbers = value if type(value) is tuple else [value] if type(value) in (int, float) else [1]
@@ -384,7 +384,7 @@ def update(agent: Agent, optimizers: dict, data: Batch, args: Args) -> dict[str,
 
 def main(argv: list[str] | None = None) -> Agent | None:
     """Train, go on or evaluate, as the command line says. Returns the agent that was trained."""
-    args, state = tyro.cli(Args, args=argv), None
+    args, state, cwd = tyro.cli(Args, args=argv), None, Path.cwd()  # which environments may change
     if args.resume:
         try:
             state = torch.load(f"{args.resume}/checkpoint.pt", map_location="cpu", mmap=True, weights_only=True)
@@ -412,7 +412,7 @@ def main(argv: list[str] | None = None) -> Agent | None:
     rb = ReplayBuffer(N, O, A, min(args.buffer_size, math.ceil(args.total_timesteps / N)), device)
     mixture = Mixture(agent, args, args.own_policy_prob if args.qmp else 1.0)
     learn = torch.compile(update) if args.compile else update
-    run = Run(args, state, signals, mixture, {"agent": agent, "replay": rb, **optimizers})
+    run = Run(cwd, args, state, signals, mixture, {"agent": agent, "replay": rb, **optimizers})
     if args.eval_only:
         return run.evaluate(state["global_step"])
 
@@ -461,17 +461,17 @@ def main(argv: list[str] | None = None) -> Agent | None:
 class Run:
     """A run's folder: args.json, TensorBoard events, evaluations.csv, checkpoint.pt, videos."""
 
-    def __init__(self, args: Args, state: dict | None, signals: list[int], mixture: Mixture, parts: dict):
+    def __init__(self, cwd: Path, args: Args, state: dict | None, signals: list, mixture: Mixture, parts: dict):
         self.args, self.signals, self.mixture, self.parts = args, signals, mixture, parts
         script = SCRIPT.stem if args.qmp else f"{SCRIPT.stem}-no-qmp"
         name = f"{args.env_id.replace(':', '-')}__{script}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        self.dir = Path(args.resume or args.run_dir or f"runs/{name}").absolute()
+        self.dir = cwd / (args.resume or args.run_dir or f"runs/{name}")
         self.csv = self.dir / ("final_evaluation.csv" if args.eval_only else "evaluations.csv")
         if self.dir.exists() and not args.resume:
             raise gym.error.Error(f"{self.dir} exists; choose another --run-dir, or go on with --resume")
         render_mode = "rgb_array" if args.capture_video else None
         self.envs = make_vec(args.env_id, args.seed, args.vectorization, render_mode, evaluation=True)
-        print(f"{args.env_id}: {', '.join(self.envs.tasks)}; on {mixture.own.device}, into {self.dir}", flush=True)
+        print(f"{args.env_id}: {', '.join(self.envs.tasks)}; on {mixture.own.device}, into {self.dir}")
         if state:  # all that changes in training, but for the environments, which start new episodes
             for name, part in parts.items():
                 part.load_state_dict(state[name])
@@ -490,7 +490,7 @@ class Run:
                 raise gym.error.Error(f"--track: {error} (WANDB_MODE=offline needs no account)") from None
         self.dir.mkdir(parents=True, exist_ok=bool(args.resume))
         self.lock = FileLock(self.dir / "running.lock").acquire(blocking=False)  # one process per folder
-        open(self.csv, "a").truncate(state["csv_size"] if state else 0)  # what follows the checkpoint is lost
+        open(self.csv, "r+" if state else "w").truncate(state["csv_size"] if state else 0)  # later rows are lost
         git = subprocess.run("git describe --always --dirty".split(), capture_output=True, text=True, cwd=SCRIPT.parent)
         record = {"args": vars(args), "tasks": self.envs.tasks, "git_commit": git.stdout.strip()}
         record["versions"] = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco", "metaworld")}
@@ -508,15 +508,14 @@ class Run:
         """Evaluate the tasks' own policies, and if asked for their mixtures: rows of a CSV file, a table, a video."""
         args, totals = self.args, self.mixture.totals
         statistics = (totals / totals[:, :-1].sum(1, keepdim=True)).cpu().numpy()  # [N, P + 1], NaN of no steps
-        totals.zero_()
         for acting in ("own", "mixture")[: 1 + (args.eval_mixture or args.eval_only)]:
             actor = Mixture(self.mixture.agent, args, own_policy_prob=float(acting == "own"), mean_actions=True)
             video = self.dir / "videos" / f"{acting}-{global_step}.mp4" if args.capture_video else None
-            with torch.random.fork_rng():  # training goes on as if there had been no evaluation
-                rows = evaluate(self.envs, actor, args.eval_episodes, [args.seed, global_step, 2], video, self.signals)
+            rows = evaluate(self.envs, actor, args.eval_episodes, [args.seed, global_step, 2], video, self.signals)
             if rows is None:  # a signal has come
-                return
+                return sys.exit(128 + self.signals[0]) if args.eval_only else None
             if acting == "own" and not args.eval_only:
+                totals.zero_()
                 rows.iloc[:, -len(rows) :] = statistics[:, :-1]  # who acted in training
                 self.log("switch", {"own_policy": statistics.diagonal(), "advantage": statistics[:, -1]}, global_step)
             if not args.eval_only:
@@ -541,6 +540,7 @@ class Run:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # for log files, and in any encoding
     try:
         main()
     except BrokenPipeError:  # nobody reads the output any more

@@ -1,82 +1,101 @@
-"""Draw QMP at work on PointReach: who acts for the sparse task, early and late in training, and the mixture.
+"""Draw QMP at work on PointReach: the sparse task's data alone, with policies that mislead, and with one that helps.
 
-python benchmark/picture.py    # a few minutes; writes benchmark/results/qmp.png
+python benchmark/picture.py    # five minutes; writes benchmark/results/qmp.png
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
+import gymnasium as gym
 import matplotlib
 import numpy as np
-import torch
 import tyro
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from matplotlib.collections import LineCollection
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
-from plot import draw_mixture, read, read_mixture  # noqa: E402
 
-import envs  # noqa: E402
 import qmp_sac  # noqa: E402
-from envs import pointreach  # noqa: E402
+from envs.pointreach import COLORS, GOALS, RADIUS, SPARSE, TASKS  # noqa: E402
 
-EPISODES = 12
-STAGES = {"early": 8_000, "late": 40_000}  # steps
-FREQUENCY = 4_000  # of evaluations and checkpoints: with it a short run is the beginning of a long one
-
-
-def collect(agent: qmp_sac.Agent, args: qmp_sac.Args) -> list[np.ndarray]:
-    """Collect episodes of the last task with the mixture, as training does. Returns (policy, x, y) rows for each."""
-    vec = envs.make_vec(args.env_id, seed=0)
-    mixture = qmp_sac.Mixture(agent, args, torch.Generator().manual_seed(0))
-    sparse = vec.unwrapped.envs[-1].unwrapped
-    obs, _ = vec.reset()
-    episodes, episodic_length = [], np.zeros(vec.num_envs)
-    while len(episodes) < EPISODES:
-        actions = mixture(obs, episodic_length)
-        vec.unwrapped.set_attr("acting_policy", mixture.policies.tolist())
-        trajectory = sparse.trajectory
-        obs, _, _, truncations, _ = vec.step(actions.numpy())
-        episodic_length = np.where(truncations, 0, episodic_length + 1)
-        if truncations[-1]:
-            episodes.append(np.array(trajectory))
-    return episodes
+MISLEADING = TASKS[1:]  # the tasks without the one that helps
+STEPS = 8_000  # of each task, in training
+EPISODE = 50
+PANELS = (  # title, tasks, flags
+    ("(a) without QMP", TASKS, "--env-id PointReach-v0 --no-qmp"),
+    ("(b) QMP, three policies mislead", MISLEADING, "--env-id picture:make_misleading"),
+    ("(c) QMP, a fourth policy helps", TASKS, "--env-id PointReach-v0"),
+)
 
 
-def draw_episodes(axes, episodes: list[np.ndarray]) -> None:
-    """The square, the goals, and every step in the colour of the policy that took it."""
-    colors = np.array(pointreach.COLORS) / 255
-    for i, name in enumerate(pointreach.TASKS):
-        goal, width = pointreach.GOALS[name], 3 if name == pointreach.SPARSE else 1
-        axes.add_patch(plt.Circle(goal, pointreach.radius(name), fill=False, color=colors[i], linewidth=width))
-        axes.text(*goal, i, ha="center", va="center", color=colors[i])
-    for episode in episodes:
-        for a, b in zip(episode, episode[1:], strict=False):
-            axes.plot([a[1], b[1]], [a[2], b[2]], color=colors[int(b[0])], linewidth=1)
-    axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=[], yticks=[])
+def make_misleading(seed: int, vectorization: str, render_mode: str | None) -> VectorEnv:
+    """PointReach without the policy that helps, for `--env-id picture:make_misleading`."""
+    thunks = [lambda i=i: gym.make("qmp/PointReach-v0", task=i, tasks=MISLEADING) for i in range(len(MISLEADING))]
+    vec = SyncVectorEnv(thunks, autoreset_mode=AutoresetMode.SAME_STEP)
+    vec.metadata = {**vec.metadata, "tasks": MISLEADING}
+    return vec
 
 
-def main(output: Path = ROOT / "benchmark" / "results" / "qmp.png") -> None:
-    """Train up to each stage, collect, draw."""
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
-    tasks = list(envs.TASKS["PointReach-v0"])
+class Recorder(qmp_sac.Mixture):
+    """The mixture that acts in training, which keeps what the sparse task, the last one, does."""
+
+    steps: list[tuple[float, float, int, int]] = []  # x, y, acting policy, step of the episode
+
+    def act(self, obs: np.ndarray, episode_lengths: np.ndarray) -> np.ndarray:
+        actions = super().act(obs, episode_lengths)
+        if not self.mean_actions:  # it is not an evaluation
+            self.steps.append((*obs[-1], int(self.policies[-1]), int(episode_lengths[-1])))
+        return actions
+
+
+def collect(flags: str, n_tasks: int, seed: int) -> np.ndarray:
+    """Train; returns x, y and the acting policy in the sparse task's episodes of training, [episodes, EPISODE, 3]."""
+    Recorder.steps = []
     with tempfile.TemporaryDirectory() as folder:
-        for (stage, steps), panel in zip(STAGES.items(), axes, strict=False):
-            run_dir = Path(folder) / stage
-            frequencies = {"eval_frequency": FREQUENCY, "checkpoint_frequency": FREQUENCY}
-            args = qmp_sac.Args(total_timesteps=steps, run_dir=str(run_dir), **frequencies)
-            draw_episodes(panel, collect(qmp_sac.train(args), args))
-            panel.set_title(f"Task 3 collects data, {stage} ({steps:,} steps)")
-        ends, mixture = read_mixture(read(run_dir / "mixture.csv"))
-    weights = np.diff(ends, prepend=args.learning_starts)  # the random first steps do not count
-    draw_mixture(axes[-1], np.average(mixture, 0, weights), tasks)
-    axes[-1].set_title("Who acted for each task, over the whole run")
-    colors = np.array(pointreach.COLORS[: len(tasks)]) / 255
-    lines = [plt.Line2D([], [], color=color, label=f"policy {i}") for i, color in enumerate(colors)]
-    axes[0].legend(handles=lines, loc="lower right", fontsize="small")
-    figure.savefig(output, dpi=90)
+        steps = f"--total-timesteps {STEPS * n_tasks} --learning-starts {STEPS // 20 * n_tasks}"
+        once = f"--eval-frequency {STEPS * n_tasks} --checkpoint-frequency {STEPS * n_tasks}"
+        qmp_sac.main(f"{flags} --seed {seed} --no-cuda {steps} {once} --run-dir {folder}/run".split())
+    data = np.array(Recorder.steps)
+    assert (data[:, 3] == np.arange(len(data)) % EPISODE).all()
+    return data[:, :3].reshape(-1, EPISODE, 3)
+
+
+def draw(square, below, tasks: tuple[str, ...], episodes: np.ndarray) -> None:
+    """Every step in the colour of the policy that acted, on the square; below it each policy's share over time."""
+    colors = {name: np.array(COLORS[name]) / 255 for name in tasks}
+    square.add_patch(plt.Circle(GOALS[SPARSE], RADIUS, color=colors[SPARSE], alpha=0.25, linewidth=0))
+    for name in tasks:
+        if name != SPARSE:
+            square.add_patch(plt.Circle(GOALS[name], 0.05, color=colors[name], zorder=3))
+    lines = np.stack([episodes[:, :-1, :2], episodes[:, 1:, :2]], axis=2).reshape(-1, 2, 2)
+    policies = episodes[:, :-1, 2].astype(int)
+    palette = np.array(list(colors.values()))
+    square.add_collection(LineCollection(lines, colors=palette[policies.ravel()], linewidths=0.6, alpha=0.6))
+    square.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=[], yticks=[])
+    shares = [(policies == policy).mean(1) for policy in range(len(tasks))]
+    smooth = [np.convolve(share, np.ones(8) / 8, "valid") for share in shares]
+    below.stackplot(np.arange(len(smooth[0])) + 4, smooth, colors=palette)
+    below.set(xlim=(0, len(episodes)), ylim=(0, 1), yticks=[], xlabel="episodes of training")
+
+
+def main(output: Path = ROOT / "benchmark" / "results" / "qmp.png", seed: int = 1) -> None:
+    """Train each panel's agents, draw what the sparse task collected."""
+    qmp_sac.Mixture = Recorder
+    figure, axes = plt.subplots(2, 3, figsize=(10, 4.6), layout="constrained", height_ratios=(5, 1))
+    for (title, tasks, flags), (square, below) in zip(PANELS, axes.T, strict=True):
+        episodes = collect(flags, len(tasks), seed)
+        draw(square, below, tasks, episodes)
+        reached = np.linalg.norm(episodes[..., :2] - GOALS[SPARSE], axis=-1) < RADIUS
+        print(f"{title}: at the sparse goal in {reached.any(1).sum()} of {len(episodes)} episodes")
+        square.set_title(title)
+    axes[1, 0].set_ylabel("who acts", rotation=0, ha="right", va="center")
+    handles = [plt.Line2D([], [], color=np.array(COLORS[name]) / 255, linewidth=3, label=name) for name in TASKS]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(TASKS), fontsize="small", frameon=False)
+    figure.savefig(output, dpi=110)
     print(output)
 
 

@@ -20,21 +20,19 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
+from envs import pointreach
+from envs.custom import make_custom
+from envs.multi_task import MultiTaskEnv, evaluate, format_table
+
 # MuJoCo refuses to be imported if this names a back end that it does not know; `choose_opengl` tells, where it matters.
 _MUJOCO_GL = os.environ.pop("MUJOCO_GL", None)
-from envs.custom import make_custom  # noqa: E402
-from envs.kitchen import TASKS as KITCHEN_TASKS  # noqa: E402
-from envs.maze import TASKS as MAZE_TASKS  # noqa: E402
-from envs.meta_world import TASK_SETS, check_names  # noqa: E402
-from envs.meta_world_cds import TASKS as CDS_TASKS  # noqa: E402
-from envs.multi_task import MultiTaskEnv, evaluate, format_table  # noqa: E402, F401
-from envs.pointreach import TASKS as POINTREACH_TASKS  # noqa: E402
-from envs.pointreach import TASKS_OF_2, TASKS_OF_9  # noqa: E402
-from envs.reacher import TASKS as REACHER_TASKS  # noqa: E402
-from envs.walker import TASKS as WALKER_TASKS  # noqa: E402
+try:
+    from envs import kitchen, maze, meta_world, meta_world_cds, reacher, walker
+finally:
+    if _MUJOCO_GL is not None:
+        os.environ["MUJOCO_GL"] = _MUJOCO_GL
 
-if _MUJOCO_GL is not None:
-    os.environ["MUJOCO_GL"] = _MUJOCO_GL
+__all__ = ["TASKS", "MultiTaskEnv", "choose_opengl", "evaluate", "format_table", "make_vec"]
 
 
 class _Family(NamedTuple):
@@ -45,7 +43,8 @@ class _Family(NamedTuple):
     kwargs: dict = {}
 
 
-def _point_reach(tasks: tuple[str, ...], *min_rewards: float) -> _Family:
+def _point_reach(tasks: tuple[str, ...]) -> _Family:
+    min_rewards = tuple(pointreach.REWARD_OUTSIDE if name == pointreach.SPARSE else -50.0 for name in tasks)
     return _Family("envs.pointreach:PointReach", tasks, 50, min_rewards, {"tasks": tasks})
 
 
@@ -54,15 +53,15 @@ def _meta_world(tasks: tuple[str, ...]) -> _Family:
 
 
 _FAMILIES = {
-    "PointReach-v0": _point_reach(POINTREACH_TASKS, -50.0, -50.0, -50.0, -50.0, 0.0),
-    "PointReach2-v0": _point_reach(TASKS_OF_2, -50.0, 0.0),
-    "PointReach9-v0": _point_reach(TASKS_OF_9, *(-50.0,) * 8, 0.0),
-    "MultistageReacher-v0": _Family("envs.reacher:MultistageReacher", REACHER_TASKS, 200, (-5.0,) * 5),
-    "Maze-v0": _Family("envs.maze:Maze", MAZE_TASKS, 600, (-1.0,) * 10),
-    "Walker2dMT4-v0": _Family("envs.walker:Walker2dMT4", WALKER_TASKS, 1000, (0.0,) * 4),
-    "KitchenMT10-v0": _Family("envs.kitchen:KitchenMT10", KITCHEN_TASKS, 140, (-20.0,) * 10),
-    "MetaWorldCDS-v0": _Family("envs.meta_world_cds:MetaWorldCDS", CDS_TASKS, 500, (0.0,) * 4),
-    **{f"MetaWorld{name}-v3": _meta_world(tasks) for name, tasks in TASK_SETS.items()},
+    "PointReach-v0": _point_reach(pointreach.TASKS),
+    "PointReach2-v0": _point_reach(pointreach.TASKS_OF_2),
+    "PointReach9-v0": _point_reach(pointreach.TASKS_OF_9),
+    "MultistageReacher-v0": _Family("envs.reacher:MultistageReacher", reacher.TASKS, 200, (-5.0,) * 5),
+    "Maze-v0": _Family("envs.maze:Maze", maze.TASKS, 600, (-1.0,) * 10),
+    "Walker2dMT4-v0": _Family("envs.walker:Walker2dMT4", walker.TASKS, 1000, (0.0,) * 4),
+    "KitchenMT10-v0": _Family("envs.kitchen:KitchenMT10", kitchen.TASKS, 140, (-20.0,) * 10),
+    "MetaWorldCDS-v0": _Family("envs.meta_world_cds:MetaWorldCDS", meta_world_cds.TASKS, 500, (0.0,) * 4),
+    **{f"MetaWorld{name}-v3": _meta_world(tasks) for name, tasks in meta_world.TASK_SETS.items()},
 }
 
 TASKS: dict[str, tuple[str, ...]] = {env_id: family.tasks for env_id, family in _FAMILIES.items()}
@@ -90,13 +89,25 @@ def make_vec(
 
     Args:
         env_id: a key of `TASKS`; or "MetaWorld:reach-v3,push-v3", a choice of Meta-World's tasks; or
-            "package.module:function", a function `f(seed, vectorization, render_mode)` of your own that returns a
-            `gymnasium.vector.VectorEnv` with SAME_STEP autoreset, flat observations and bounded, flat actions. Its
-            `metadata` may name the "tasks", and the "metrics" that its infos have besides "success".
+            "package.module:function", your own (below).
         seed: seeds the first reset, each task with a child of its own.
         vectorization: "sync" (one process) or "async" (a process per task).
         render_mode: None or "rgb_array".
         evaluation: Meta-World's goals for evaluation, instead of those for training.
+
+    Your own function `f(seed, vectorization, render_mode)` returns a `gymnasium.vector.VectorEnv` with a
+    sub-environment for each task and `autoreset_mode=AutoresetMode.SAME_STEP`. What is checked here, in two steps of
+    each and up to 1,000 of all, and later in every step:
+
+    - Observations and actions are flat Boxes; actions are real and bounded. Numbers are finite in single precision.
+    - Every step returns a new observation and a new info, so that those of an episode's last step are not overwritten.
+    - `info["success"]`, from 0 to 1 and of one type in all tasks, is there in the last step of every episode at least.
+      If no task has it, success is NaN.
+    - All that is random follows from `reset(seed=...)`; no wrapper keeps statistics, as Gymnasium's Normalize ones do.
+    - With `render_mode="rgb_array"`, pictures of one size, uint8 [H, W, 3].
+
+    Its `metadata` may have "tasks", their names; "metrics", names in info besides "success", in every last step too;
+    and "attributes": ("acting_policy",), if this attribute of the tasks is to be set in every step of a video.
 
     Raises:
         gymnasium.error.Error: unknown `env_id`, an environment that breaks this contract, no OpenGL to render with.
@@ -108,7 +119,7 @@ def make_vec(
     if env_id.startswith("MetaWorld:"):
         names = tuple(env_id.removeprefix("MetaWorld:").split(","))
         try:
-            check_names(names)
+            meta_world.check_names(names)
         except ValueError as error:
             raise gym.error.Error(str(error)) from None
         family = _meta_world(names)

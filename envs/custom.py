@@ -2,20 +2,23 @@
 
 import importlib
 import os
+import re
 import sys
+import warnings
+from collections.abc import Iterator
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import wrappers
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
 from envs.multi_task import MultiTaskEnv
 
+PICTURE = r"uint8 \[\d+, \d+, 3\]"
 WITH_STATISTICS = (
     wrappers.NormalizeObservation,
     wrappers.NormalizeReward,
-    wrappers.vector.NormalizeObservation,
-    wrappers.vector.NormalizeReward,
+    wrappers.vector.NormalizeReward,  # its counterpart for observations refuses SAME_STEP itself
 )
 
 
@@ -25,8 +28,31 @@ def make_custom(env_id: str, seed: int, vectorization: str, render_mode: str | N
     Raises:
         gymnasium.error.Error: there is no such function, or it breaks the contract. Its own errors pass.
     """
+    vec = find_function(env_id)(seed, vectorization, render_mode)
+    if not isinstance(vec, VectorEnv):
+        raise gym.error.Error(f"{env_id} returned {type(vec).__name__}, not a gymnasium.vector.VectorEnv")
+    if render_mode is not None and vec.render_mode != render_mode:
+        raise gym.error.Error(f"{env_id} cannot render: its render_mode is {vec.render_mode}, not {render_mode!r}")
+    check_spaces(vec)
+    default_names = [f"task-{i}" for i in range(vec.num_envs)]
+    tasks = check_names("tasks", vec.metadata.get("tasks", default_names), vec.num_envs)
+    taken = ("success", "success_rate", "episodic_return", "episodic_length")
+    metrics = check_names("metrics", vec.metadata.get("metrics", ()), taken=taken)
+    check_sub_environments(vec, tasks, metrics)
+    vec = MultiTaskEnv(vec, tasks, seed)
+    check_episodes(vec)
+    if not vec.tells_success:
+        warnings.warn(f"{env_id} has no info['success']: judge its tasks by their returns", stacklevel=1)
+    vec.first_seed = seed  # the check has used it up
+    return vec
+
+
+def find_function(env_id: str):
+    """The function `package.module:function`; the module may lie in the current folder."""
     name, _, function = env_id.partition(":")
-    if os.getcwd() not in sys.path:  # the module may lie where the command is given
+    if "" in name.split("."):
+        raise gym.error.Error(f"{env_id}: {name!r} is not the name of a module")
+    if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         make = getattr(importlib.import_module(name), function, None)
@@ -36,19 +62,19 @@ def make_custom(env_id: str, seed: int, vectorization: str, render_mode: str | N
         raise gym.error.Error(f"{env_id}: there is no module {error.name!r}") from None
     if not callable(make):
         raise gym.error.Error(f"{env_id}: the module has no function {function!r}")
-    vec = make(seed, vectorization, render_mode)
-    if not isinstance(vec, VectorEnv):
-        raise gym.error.Error(f"{env_id} returned {type(vec).__name__}, not a gymnasium.vector.VectorEnv")
-    if render_mode is not None and vec.render_mode != render_mode:
-        raise gym.error.Error(f"{env_id} cannot render an {render_mode}")
-    tasks = [str(task) for task in vec.metadata.get("tasks", [f"task-{i}" for i in range(vec.num_envs)])]
-    if len(set(tasks)) != vec.num_envs or len(tasks) != vec.num_envs:
-        raise gym.error.Error(f"metadata['tasks'] must be {vec.num_envs} different names, not {tasks}")
-    check_spaces(vec)
-    check_tasks(vec, tasks)
-    vec = MultiTaskEnv(vec, tasks, seed)
-    check_episodes(vec)
-    return vec
+    return make
+
+
+def check_names(key: str, names, count: int | None = None, taken: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """`names`, from the metadata, if they are different, not `taken`, printable, and `count` in number."""
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise gym.error.Error(f"metadata[{key!r}] must be a list of names, not {names!r}")
+    if not all(map(str.isprintable, names)):
+        raise gym.error.Error(f"metadata[{key!r}] must be printable, but is {names}")
+    if len({*names, *taken}) < len(names) + len(taken) or count not in (None, len(names)):
+        other = f", other than {', '.join(taken)}" if taken else ""
+        raise gym.error.Error(f"metadata[{key!r}] must be {count or 'all'} different names{other}, not {names}")
+    return tuple(names)
 
 
 def check_spaces(vec: VectorEnv) -> None:
@@ -63,31 +89,59 @@ def check_spaces(vec: VectorEnv) -> None:
         raise gym.error.Error(f"the environments need bounded, real actions, but have {actions}")
 
 
-def check_tasks(vec: VectorEnv, tasks: list[str]) -> None:
-    """Refuse sub-environments whose numbers would change on their way through the vector environment."""
-    layers = unwrapped(vec)
-    separate = isinstance(layers[-1], AsyncVectorEnv)  # they live in other processes, so that others are made here
-    envs = [make() for make in layers[-1].env_fns] if separate else getattr(layers[-1], "envs", [])
-    kinds = {name: {} for name in ("success", *vec.metadata.get("metrics", ()))}
-    for task, env in zip(tasks, envs, strict=bool(envs)):
+def check_sub_environments(vec: VectorEnv, tasks: tuple[str, ...], metrics: tuple[str, ...]) -> None:
+    """Refuse what would change numbers on their way through Gymnasium's vector environments."""
+    layers, types = unwrapped(vec), {name: {} for name in ("success", *metrics)}
+    for task, env in zip(tasks, sub_environments(vec), strict=False):
         layers += unwrapped(env)
-        obs, _ = env.reset(seed=0)
-        for _ in range(2):
-            before, (obs, *_, info) = obs, env.step(env.action_space.sample())
-            if np.shares_memory(before, obs):
-                raise gym.error.Error(f"task {task} returns one array of observations again and again; return a copy")
-        for name in kinds.keys() & info.keys():
-            kinds[name][np.asarray(info[name]).dtype.kind] = task
-        if separate:
-            env.close()
-    for name, examples in kinds.items():
+        for info in check_steps(env, task):
+            for name in types.keys() & info.keys():
+                types[name].setdefault(np.asarray(info[name]).dtype.kind, (type(info[name]).__name__, task))
+    for name, examples in types.items():
         if len(examples) > 1:  # Gymnasium converts all to the type of the first
-            raise gym.error.Error(f"info[{name!r}] has different types in the tasks {', '.join(examples.values())}")
+            found = ", ".join(f"{kind} in {task}" for kind, task in examples.values())
+            raise gym.error.Error(f"info[{name!r}] must have one type in all tasks, but is {found}")
     for layer in layers:
         if isinstance(layer, WITH_STATISTICS):
             raise gym.error.Error(
                 f"{type(layer).__name__} is not supported: neither checkpoints nor evaluations know its statistics"
             )
+
+
+def sub_environments(vec: VectorEnv) -> Iterator[gym.Env]:
+    """The environments in `vec`, or others like them if they live in processes of their own."""
+    base = vec.unwrapped
+    if isinstance(base, SyncVectorEnv):
+        yield from base.envs
+    elif isinstance(base, AsyncVectorEnv):
+        for make in base.env_fns:
+            env = make()
+            yield env
+            env.close()
+
+
+def check_steps(env: gym.Env, task: str) -> list[dict]:
+    """The infos of a reset, two steps, and another reset."""
+    env.action_space.seed(0)
+    (obs, info), ends, space = env.reset(seed=0), (), env.observation_space
+    infos = [info]
+    for last in (False, False, True):
+        before, copy = obs, np.array(obs)
+        if last or any(ends):
+            (obs, info), ends = env.reset(), ()
+        else:
+            obs, _, *ends, info = env.step(env.action_space.sample())
+        if obs is before or np.shares_memory(before, obs) or np.asarray(before).tobytes() != copy.tobytes():
+            raise gym.error.Error(f"task {task} changes the observation that it has returned; return a copy")
+        if info and info is infos[-1]:
+            raise gym.error.Error(f"task {task} returns one info again and again; return a new dict")
+        if not all(end in (False, True) for end in ends):
+            raise gym.error.Error(f"terminated and truncated must be booleans, but are {ends} in task {task}")
+        dtype = np.asarray(obs).dtype
+        if isinstance(space, gym.spaces.Box) and not np.can_cast(dtype, space.dtype, "same_kind"):
+            raise gym.error.Error(f"observations of task {task} are {dtype}, but their space is {space.dtype}")
+        infos.append(info)
+    return infos
 
 
 def check_episodes(vec: MultiTaskEnv) -> None:
@@ -100,12 +154,17 @@ def check_episodes(vec: MultiTaskEnv) -> None:
         if ended.all():
             break
     if vec.render_mode is not None:
-        vec.render()
+        pictures = vec.render()
+        pictures = [np.asarray(picture) for picture in (() if pictures is None else pictures)]
+        kinds = {f"{picture.dtype} {list(picture.shape)}" for picture in pictures}
+        if len(pictures) != vec.num_envs or len(kinds) > 1 or not re.fullmatch(PICTURE, *kinds):
+            found = f"{len(pictures)} of {', '.join(kinds) or 'nothing'}"
+            raise gym.error.Error(f"render must return {vec.num_envs} pictures, uint8 [H, W, 3], not {found}")
 
 
 def unwrapped(env: gym.Env | VectorEnv) -> list:
     """`env` and all that it wraps, from the outside in."""
     layers = [env]
-    while hasattr(layers[-1], "env"):
+    while isinstance(layers[-1], gym.Wrapper | VectorWrapper):
         layers.append(layers[-1].env)
     return layers

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import random
+import warnings
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,22 +11,27 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pandas as pd
+import torch
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
 from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 from PIL import Image, ImageDraw
 
 MAX_EVALUATION_STEPS = 1_000_000
+"""Turns after which `evaluate` gives up waiting for episodes to end."""
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class MultiTaskEnv(VectorWrapper):
     """N tasks side by side, as `envs.make_vec` returns them.
 
     - `tasks` are their names, `metrics` the names of the statistics of an episode, `episode_lengths` [N] the steps of
-      the current episodes; `min_rewards` [N] are the lowest rewards of a step, None if unknown.
+      the current episodes; `min_rewards` [N] are the lowest rewards of a step, None if unknown; `tells_success` is
+      whether any task has told it so far.
     - Each task is seeded with its own child of `numpy.random.SeedSequence(seed)`. (Gymnasium seeds task i with
       seed + i, so that task 1 of seed 1 repeats task 0 of seed 2.) Python's and NumPy's global generators are seeded
-      too, in this process.
-    - Actions [N, A] in [-1, 1] are scaled to the bounds of the action space.
+      too, here and in the processes of an `AsyncVectorEnv`. `first_seed` is that of the first reset without a seed.
+    - Actions [N, A] in [-1, 1] are scaled to the bounds of the action space; what lies outside is clipped.
     - `infos["real_next_obs"]` [N, O] are the observations that the actions led to, also where an episode has ended and
       the observation returned is already the first of the next one.
     - Where episodes end, `infos["episode"]` holds `metrics`, each [N]. Of success and of the environment's own metrics
@@ -35,149 +41,223 @@ class MultiTaskEnv(VectorWrapper):
     Raises:
         gymnasium.error.Error: the environment breaks the contract of `envs.make_vec`.
         FloatingPointError: a number is not finite in single precision; the message names the task.
-        RuntimeError: the process of an environment has died.
+        ChildProcessError: the process of an environment has died.
     """
 
     def __init__(self, env: VectorEnv, tasks: Sequence[str], seed: int, min_rewards: Sequence[float] | None = None):
         super().__init__(env)
-        self.tasks, self.min_rewards, self._first_seed = tuple(tasks), min_rewards, seed
-        self._told = ("success", *env.metadata.get("metrics", ()))
+        self.tasks, self.min_rewards, self.first_seed = tuple(tasks), min_rewards, seed
+        self._told = ("success", *env.metadata.get("metrics", ()))  # names in infos
         self.metrics = ("success_rate", "episodic_return", "episodic_length", *self._told[1:])
-        self.tells_success = False
-        self._bounds = env.single_action_space
-        if np.any(self._bounds.low != -1) or np.any(self._bounds.high != 1):
-            self.single_action_space = gym.spaces.Box(-1.0, 1.0, self._bounds.shape, self._bounds.dtype)
-            self.action_space = gym.vector.utils.batch_space(self.single_action_space, self.num_envs)
-        # Left to itself, AsyncVectorEnv ends its processes while they listen, and each complains at length.
-        weakref.finalize(self, _close, env)
+        self.tells_success, self._silent = False, {}  # _silent: names missing at the end of an episode, and its task
+        space = env.single_action_space
+        self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
+        self._scaled = bool(np.any(self._low != -1) or np.any(self._high != 1))
+        self.single_action_space = gym.spaces.Box(-1.0, 1.0, space.shape, space.dtype)
+        self.action_space = gym.vector.utils.batch_space(self.single_action_space, self.num_envs)
+        # Left to itself, AsyncVectorEnv ends its processes while they listen, and each complains at length. In this
+        # process there is nothing to close at its end, and OpenGL is gone by then.
+        weakref.finalize(self, _close, env).atexit = isinstance(self.unwrapped, AsyncVectorEnv)
 
     def reset(self, *, seed: int | Sequence[int] | None = None, options: dict | None = None):
         """Start new episodes; `seed`, ints >= 0, makes all that follows repeatable. Returns (obs [N, O], infos)."""
-        seed, self._first_seed = self._first_seed if seed is None else seed, None
+        seed, self.first_seed = self.first_seed if seed is None else seed, None
         if seed is not None:
             children = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(self.num_envs)]
-            random.seed(children[0])
-            np.random.seed(children[0])
-            seed = children if isinstance(self.env.unwrapped, SyncVectorEnv | AsyncVectorEnv) else children[0]
-        obs, infos = self.env.reset(seed=seed, options=options)
+            _seed_generators(children[0])
+            seed = children if isinstance(self.unwrapped, SyncVectorEnv | AsyncVectorEnv) else children[0]
+        with _death_is_told():
+            if seed is not None and isinstance(self.unwrapped, AsyncVectorEnv):
+                self.unwrapped.set_attr("generators", [_Generators(child) for child in seed])
+            obs, infos = self.env.reset(seed=seed, options=options)
         self.episode_lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._returns = np.zeros(self.num_envs)
         self._highest = np.full((len(self._told), self.num_envs), -np.inf)
-        return self._numbers("observation", obs, *self.single_observation_space.shape).astype(np.float32), infos
+        return self._observations(obs), infos
 
     def step(self, actions: np.ndarray):
         """One step of every task: actions [N, A] -> obs [N, O], rewards, terminations, truncations [N], infos."""
-        actions = self._numbers("action", actions, *self._bounds.shape)
-        if self.single_action_space is not self._bounds:
-            low, high = (bound.astype(np.float64) for bound in (self._bounds.low, self._bounds.high))
-            actions = np.clip(low + (high / 2 - low / 2) * (actions + 1), low, high)
-        try:
-            obs, rewards, *ends, infos = self.env.step(actions.astype(self._bounds.dtype))
-        except (EOFError, ConnectionError) as error:
-            raise RuntimeError("the process of an environment has died") from error
-        obs = self._numbers("observation", obs, *self.single_observation_space.shape)
-        rewards = self._numbers("reward", rewards)
-        terminations, truncations = (self._numbers("termination or truncation", end) for end in ends)
-        if not np.isin((terminations, truncations), (0, 1)).all():
-            raise gym.error.Error("terminations and truncations of the environments must be booleans")
-        terminations, truncations = terminations.astype(bool), truncations.astype(bool)
+        actions = self._numbers("action", actions, *self._low.shape)
+        actions = np.minimum(np.maximum(actions, -1), 1)
+        if self._scaled:
+            actions = self._low * (0.5 - actions / 2) + self._high * (0.5 + actions / 2)  # never infinite
+            actions = np.minimum(np.maximum(actions, self._low), self._high)
+        with _death_is_told():
+            raw_obs, rewards, *ends, infos = self.env.step(actions.astype(self.single_action_space.dtype))
+        obs, rewards = self._observations(raw_obs), self._numbers("reward", rewards)
+        terminations, truncations = map(self._booleans, ("termination", "truncation"), ends)
         dones = terminations | truncations
-
-        real_next_obs = obs
-        if dones.any():
-            if "final_obs" not in infos:
-                raise gym.error.Error("infos['final_obs'] is missing from a step in which an episode ended")
-            real_next_obs = [infos["final_obs"][i] if done else obs[i] for i, done in enumerate(dones)]
-            real_next_obs = self._numbers("last observation", real_next_obs, *self.single_observation_space.shape)
-        infos["real_next_obs"] = real_next_obs.astype(np.float32)
+        ended = np.flatnonzero(dones)
+        infos["real_next_obs"] = self._last_observations(raw_obs, ended, infos) if len(ended) else obs
 
         self.episode_lengths += 1
         self._returns += rewards
-        self._highest = np.maximum(self._highest, [self._values(name, dones, infos) for name in self._told])
-        self.tells_success |= bool(np.isfinite(self._highest[0]).any())
-        if dones.any():
-            for name, silent in zip(self._told, dones & np.isinf(self._highest), strict=True):
-                if silent.any() and (name != "success" or self.tells_success):
-                    raise gym.error.Error(f"an episode of task {self.tasks[silent.argmax()]} had no info['{name}']")
+        told = np.array([self._values(name, dones, infos) for name in self._told])  # [names, N]
+        np.maximum(self._highest, told, out=self._highest)
+        self.tells_success |= bool((told[0] > -np.inf).any())
+        if len(ended):
+            for name, values in zip(self._told, told, strict=True):
+                for i in ended[np.isinf(values[ended])]:
+                    self._silent.setdefault(name, self.tasks[i])
             success, *others = np.where(np.isinf(self._highest), np.nan, self._highest)
+            for i in np.flatnonzero((success < 0) | (success > 1)):
+                raise gym.error.Error(f"info['success'] of task {self.tasks[i]} is {success[i]:g}, not from 0 to 1")
             values = success, self._returns.copy(), self.episode_lengths.copy(), *others
             infos["episode"] = dict(zip(self.metrics, values, strict=True))
             self._highest[:, dones], self._returns[dones], self.episode_lengths[dones] = -np.inf, 0, 0
-        return obs.astype(np.float32), rewards, terminations, truncations, infos
+        for name, task in self._silent.items():
+            if name != "success" or self.tells_success:
+                raise gym.error.Error(f"an episode of task {task} ended without info[{name!r}]")
+        return obs, rewards, terminations, truncations, infos
 
-    def _numbers(self, name: str, values, *shape: int) -> np.ndarray:
-        """`values` as a new array [N, *shape] of finite numbers."""
+    def _numbers(self, name: str, values, *shape: int, among: np.ndarray | None = None) -> np.ndarray:
+        """`values` as a new array [N, *shape] of finite numbers; only those of the tasks `among` [N], others are 0."""
         try:
-            numbers = np.array(values, dtype=np.float64)
-        except (TypeError, ValueError):
-            raise gym.error.Error(f"every {name} of the environments must be a number, not {values!r}") from None
-        if numbers.shape != (self.num_envs, *shape):
+            array = np.asarray(values)
+            if among is not None and array.shape == among.shape:
+                array = np.where(among, array, 0)
+            array = np.asarray(array.tolist()) if array.dtype == object else array
+        except (TypeError, ValueError):  # text, arrays of different shapes
+            array = np.asarray(None)
+        if array.dtype.kind not in "biuf":
             raise gym.error.Error(
-                f"{name}s of the environments have shape {numbers.shape}, not {self.num_envs, *shape}"
+                f"each {name} of the environments must be a number, not {values!r}".replace("\n", " ")
             )
-        # Replay is in single precision.
-        finite = (np.abs(numbers) <= np.finfo(np.float32).max).reshape(self.num_envs, -1).all(1)
-        if not finite.all():
+        if array.shape != (self.num_envs, *shape):
+            raise gym.error.Error(f"{name}s of all tasks have shape {array.shape}, not {self.num_envs, *shape}")
+        numbers = array.astype(np.float64)
+        if not (np.abs(numbers) <= FLOAT32_MAX).all():  # replay is in single precision
+            finite = (np.abs(numbers) <= FLOAT32_MAX).reshape(self.num_envs, -1).all(1)
             raise FloatingPointError(f"a non-finite {name} in task {self.tasks[finite.argmin()]}")
         return numbers
+
+    def _observations(self, obs, name: str = "observation") -> np.ndarray:
+        """`obs` as a new array [N, O], float32."""
+        return self._numbers(name, obs, *self.single_observation_space.shape).astype(np.float32)
+
+    def _booleans(self, name: str, values) -> np.ndarray:
+        """`values` as a new array [N] of booleans."""
+        array = np.array(values)
+        if array.dtype != bool or array.shape != (self.num_envs,):
+            array = self._numbers(name, values)
+            if not ((array == 0) | (array == 1)).all():
+                raise gym.error.Error(f"each {name} of the environments must be a boolean, not {values}")
+        return array.astype(bool)
+
+    def _last_observations(self, obs, ended: np.ndarray, infos: dict) -> np.ndarray:
+        """`obs` as float32 [N, O], with infos["final_obs"] for the tasks `ended`."""
+        final, obs = infos.get("final_obs"), list(obs)
+        if not hasattr(final, "__len__") or len(final) != self.num_envs:
+            raise gym.error.Error("where an episode ends, infos['final_obs'] must hold the last observation")
+        for i in ended:
+            if np.shares_memory(obs[i], final[i]):
+                raise gym.error.Error(f"task {self.tasks[i]} starts an episode in the array of its last observation")
+            obs[i] = final[i]
+        return self._observations(obs, "last observation")
 
     def _values(self, name: str, dones: np.ndarray, infos: dict) -> np.ndarray:
         """infos[name] of every task [N], of the last step where an episode ended; -inf where it is missing."""
         values = np.full(self.num_envs, -np.inf)
-        for part, tasks in ((infos, ~dones), (infos.get("final_info", infos), dones)):
-            if name in part and tasks.any():
-                told = tasks & np.asarray(part.get(f"_{name}", True))
-                values[told] = self._numbers(f"info['{name}']", np.where(told, part[name], 0))[told]
+        for part, tasks in ((infos, ~dones), (infos.get("final_info", infos), dones))[: 1 + dones.any()]:
+            if not isinstance(part, dict):
+                raise gym.error.Error(f"infos['final_info'] must be a dict, not {type(part).__name__}")
+            if name in part:
+                told = tasks & np.asarray(part.get(f"_{name}", True), dtype=bool)
+                values[told] = self._numbers(f"info[{name!r}]", part[name], among=told)[told]
         return values
+
+
+def _seed_generators(seed: int) -> None:
+    """Seed Python's and NumPy's global generators."""
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+class _Generators:
+    """Seeds the global generators of the process that it is sent to."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def __reduce__(self):
+        return _seed_generators, (self.seed,)
+
+
+@contextlib.contextmanager
+def _death_is_told():
+    """Say what it means that the pipe to the process of an environment has closed."""
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        raise ChildProcessError("the process of an environment has died") from error
 
 
 def _close(env: VectorEnv) -> None:
     """Close an environment, if it is still open, quietly."""
     if not env.closed:
         try:
-            env.close()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that a step is pending
+                env.close()
         except (OSError, EOFError):  # one of its processes has died
             for process in getattr(env.unwrapped, "processes", ()):
                 process.kill()
             env.closed = True
 
 
+@contextlib.contextmanager
+def keep_generators():
+    """What happens inside leaves the global random generators of Python, NumPy and PyTorch as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@keep_generators()
 def evaluate(
     envs: MultiTaskEnv, actor, episodes: int, seed: int | Sequence[int], video: Path | None = None, stop: Sequence = ()
 ) -> pd.DataFrame | None:
     """Run `episodes` episodes of every task; a row per task: its name, means of `envs.metrics`, who acted.
 
     `actor.act(obs [N, O], episode_lengths [N])` gives the actions [N, A], and `actor.policies` [N] the policies that
-    gave them; column acted/POLICY is the share of steps in which a policy did. The first episode of every task goes
-    into the file `video`, if given. Returns None as soon as `stop` is not empty.
+    gave them; column acted/POLICY is the share of the steps of these episodes in which a policy did. The first episode
+    of every task goes into the file `video`, if given. Returns None as soon as `stop` is not empty. Global random
+    generators are left as they were, so that training goes on as if there had been no evaluation.
 
     Raises:
         gymnasium.error.Error: an episode does not end.
     """
     obs, _ = envs.reset(seed=seed)
-    finished, tasks = [[] for _ in envs.tasks], np.arange(envs.num_envs)
-    counts = np.zeros((envs.num_envs, envs.num_envs))  # [N, P]
+    N = envs.num_envs
+    statistics, counts = [[] for _ in envs.tasks], np.zeros((N, N))  # of finished episodes; steps by policy [N, P]
+    first, finished = np.ones(N, dtype=bool), np.zeros(N, dtype=np.int64)  # in its first episode; episodes [N]
     with _Video(video, envs) if video else contextlib.nullcontext() as recording:
-        for step in range(1, MAX_EVALUATION_STEPS + 1):
+        for _ in range(MAX_EVALUATION_STEPS):
             actions = actor.act(obs, envs.episode_lengths)
             policies = np.asarray(actor.policies.cpu())
-            counts[tasks, policies] += 1
-            if recording:
-                recording.add(policies, [not episodes_of_task for episodes_of_task in finished])
+            running = np.flatnonzero(finished < episodes)
+            counts[running, policies[running]] += 1
+            if recording and first.any():
+                recording.add(policies, first)
             obs, _, terminations, truncations, infos = envs.step(actions)
-            for i in np.flatnonzero(terminations | truncations):
-                finished[i].append([infos["episode"][name][i] for name in envs.metrics])
-            if min(map(len, finished)) >= episodes:
-                rows = pd.DataFrame([np.mean(rows[:episodes], axis=0) for rows in finished], columns=list(envs.metrics))
-                rows[[f"acted/{task}" for task in envs.tasks]] = counts / step
+            dones = terminations | truncations
+            for i in running[dones[running]]:
+                statistics[i].append([infos["episode"][name][i] for name in envs.metrics])
+            first, finished = first & ~dones, finished + dones
+            if (finished >= episodes).all():
+                rows = pd.DataFrame([np.mean(rows, axis=0) for rows in statistics], columns=list(envs.metrics))
+                rows[[f"acted/{task}" for task in envs.tasks]] = counts / counts.sum(1, keepdims=True)
                 rows.insert(0, "task", envs.tasks)
                 return rows
             if stop:
                 return None
-    slowest = envs.tasks[np.argmin([len(rows) for rows in finished])]
     raise gym.error.Error(
-        f"an evaluation of {MAX_EVALUATION_STEPS:,} steps did not see {episodes} episodes of task {slowest} end; "
-        "give it a time limit (gymnasium.wrappers.TimeLimit)"
+        f"in {MAX_EVALUATION_STEPS:,} steps of evaluation, task {envs.tasks[finished.argmin()]} ended "
+        f"{finished.min()} of {episodes} episodes; give it a time limit (gymnasium.wrappers.TimeLimit)"
     )
 
 
@@ -204,13 +284,14 @@ class _Video:
         """Append a frame, with new pictures of the tasks [N] that are `running`."""
         tasks, metadata = self.envs.tasks, self.envs.metadata
         if "acting_policy" in metadata.get("attributes", ()):
-            self.envs.set_attr("acting_policy", [int(policy) for policy in policies])
+            self.envs.unwrapped.set_attr("acting_policy", [int(policy) for policy in policies])
         for i, picture in enumerate(self.envs.render()):
             if running[i]:
                 height, width, _ = picture.shape
-                tile = Image.new("RGB", (width, height + 28))
-                tile.paste(Image.fromarray(picture), (0, 28))
-                ImageDraw.Draw(tile).text((4, 2), f"{tasks[i]}\n{tasks[policies[i]]} acts", "white", spacing=0)
+                tile = Image.new("RGB", (max(width, 220) + 4, height + 36))  # wide enough for the names
+                tile.paste(Image.fromarray(picture), (2, 34))
+                label = f"{tasks[i]}\n{tasks[policies[i]]} acts"
+                ImageDraw.Draw(tile).text((4, 1), label, "white", font_size=13, spacing=1)
                 self.tiles[i] = np.asarray(tile)
         columns = math.ceil(math.sqrt(len(tasks)))
         empty = [np.zeros_like(self.tiles[0])] * (-len(tasks) % columns)

@@ -68,7 +68,7 @@ class PointReach(gym.Env):
     `render` draws the step in its colour. It starts as the task's own.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10, "attributes": ("acting_policy",)}
 
     def __init__(self, task: int, render_mode: str | None = None, tasks: tuple[str, ...] = TASKS):
         self.task, self.tasks = check_task("PointReach", task, len(tasks)), tasks

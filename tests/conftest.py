@@ -1,9 +1,14 @@
-"""Shared by all tests: one thread, repeatable Hypothesis examples without deadlines, and slices of a stack."""
+"""Shared by all tests: one thread, repeatable Hypothesis examples without deadlines, and fixtures."""
 
+import contextlib
+
+import gymnasium as gym
 import pytest
 import torch
 from hypothesis import settings
 from torch import nn
+
+import envs
 
 torch.set_num_threads(1)
 settings.register_profile("qmp", deadline=None, derandomize=True)
@@ -28,6 +33,37 @@ def unstack():
     return unstack
 
 
+@pytest.fixture(scope="session")
+def make_learner():
+    """A function (script, N, O, A, args) -> an agent of the script and its optimizers, in float64, alphas apart."""
+
+    def make_learner(script, N: int, O: int, A: int, args):
+        agent = script.Agent(N, O, A, args).double()
+        with torch.no_grad():
+            agent.log_alpha.copy_(torch.linspace(-1.5, 0.5, len(agent.log_alpha)))
+        optimizers = {
+            "q": torch.optim.Adam(agent.qf.parameters(), lr=args.q_lr, fused=True),
+            "actor": torch.optim.Adam(agent.actor.parameters(), lr=args.policy_lr, fused=True),
+            "alpha": torch.optim.Adam([agent.log_alpha], lr=args.q_lr, fused=True),
+        }
+        return agent, optimizers
+
+    return make_learner
+
+
+@pytest.fixture
+def fixed_noise(monkeypatch):
+    """A function noise -> a context in which `torch.randn` returns it; an update draws [2, N, B, A], once."""
+
+    @contextlib.contextmanager
+    def fixed_noise(noise):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "randn", lambda *shape, **options: noise.view(shape))
+            yield
+
+    return fixed_noise
+
+
 @pytest.fixture
 def wandb_offline(tmp_path, monkeypatch):
     """W&B writes into tmp_path; it keeps its settings for the whole process unless it is torn down."""
@@ -38,3 +74,12 @@ def wandb_offline(tmp_path, monkeypatch):
     wandb.teardown()
     yield
     wandb.teardown()
+
+
+@pytest.fixture
+def opengl(monkeypatch):
+    """Drawing without a screen works in this test; where it cannot, the test is skipped."""
+    try:
+        monkeypatch.setenv("MUJOCO_GL", envs.choose_opengl())
+    except gym.error.Error as error:
+        pytest.skip(str(error))  # says what to install

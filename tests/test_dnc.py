@@ -1,18 +1,39 @@
-"""qmp_dnc.py: divergences between policies, their weights, and distillation."""
+"""qmp_dnc.py: divergences between policies, their weight, and distillation."""
+
+import copy
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_resume import SHORT
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Normal, TanhTransform, TransformedDistribution, kl_divergence
 from torch.testing import assert_close
 
+import envs
 import qmp_dnc
-from qmp_dnc import Actor, Adam, Args, ReplayBuffer, distill, kl_divergences, kl_penalty, read_kl_coef, squash
+import qmp_sac
+from qmp_dnc import Agent, Args, Batch, ReplayBuffer, distill, kl_divergences, squash, update
 
+N, B, O, A = 3, 8, 4, 2
 F64 = torch.float64
+
+
+def learner(args, seed=0):
+    """An agent of qmp_dnc.py and its optimizers, as its main makes them."""
+    torch.manual_seed(seed)
+    agent = Agent(N, O, A, args)
+    adams = {"q": agent.qf.parameters(), "actor": agent.actor.parameters(), "alpha": [agent.log_alpha]}
+    adams["center"] = agent.center.parameters()
+    return agent, {name: torch.optim.Adam(parameters, lr=1e-3, fused=True) for name, parameters in adams.items()}
+
+
+def batch():
+    shapes = ((N, B, O), (N, B, A), (N, B), (N, B, O))
+    return Batch(*(torch.randn(*shape).tanh() for shape in shapes), (torch.rand(N, B) < 0.2).float())
+
+
+# Divergences
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(0, 10_000))
@@ -31,31 +52,6 @@ def test_identical_policies_do_not_diverge():
     assert_close(kl_divergences(mean, log_std), torch.zeros(3, 3, 5))
 
 
-def test_gradient_goes_to_the_policy_that_is_pulled():
-    torch.manual_seed(0)
-    N, B, O, A = 3, 4, 5, 2
-    actor, obs, beta = Actor(N, O, A, (8,)), torch.randn(N, B, O), torch.rand(N, N).fill_diagonal_(0)
-    penalty = kl_penalty(actor, obs, beta)
-    # By hand: the states of all tasks, every pair, the other policy held fixed.
-    states = obs.reshape(N * B, O)
-    mean, log_std = actor(states.expand(N, -1, -1))
-    for i in range(N):
-        want = sum(
-            beta[i, j]
-            * kl_divergence(
-                Normal(mean[j].detach(), log_std[j].detach().exp()), Normal(mean[i], log_std[i].exp())
-            ).sum(-1).mean()
-            for j in range(N) if j != i
-        )  # fmt: skip
-        assert_close(penalty[i], want)
-        gradients = torch.autograd.grad(penalty[i], [*actor.parameters()], retain_graph=True)
-        expected = torch.autograd.grad(want, [*actor.parameters()], retain_graph=True)
-        for gradient, other in zip(gradients, expected, strict=True):
-            assert_close(gradient, other)
-            assert gradient[i].abs().sum() > 0
-            assert gradient[[j for j in range(N) if j != i]].abs().sum() == 0
-
-
 def test_divergence_before_tanh_is_that_of_the_policies():
     """By Monte Carlo: E under pi_j of log pi_j - log pi_i, with the densities of the squashed actions."""
     torch.manual_seed(0)
@@ -69,49 +65,162 @@ def test_divergence_before_tanh_is_that_of_the_policies():
     assert abs(difference.mean() - kl_divergences(mean, log_std)[0, 1, 0]) < error
 
 
-def test_distillation_leaves_all_policies_equal_to_the_fitted_one():
+def test_an_update_pulls_each_policy_towards_the_others(unstack):
+    """By beta times the mean over the states of all tasks of the sum over j of KL(pi_j || pi_i), pi_j held fixed."""
+    beta, steps = 0.3, {}
+    for kl_coef in (0.0, beta):
+        args = Args(hidden_sizes=(8,), kl_coef=kl_coef)
+        agent, optimizers = learner(args)
+        before = copy.deepcopy(agent.actor)
+        optimizers["actor"] = torch.optim.SGD(agent.actor.parameters(), lr=1.0)
+        data = batch()
+        info = update(agent, optimizers, data, args)
+        steps[kl_coef] = [p - q for p, q in zip(agent.actor.parameters(), before.parameters(), strict=True)]
+        assert info["kl_penalty"].shape == (N,) and (info["kl_penalty"] > 0).all() == (kl_coef > 0)
+    pulls = [with_kl - without for without, with_kl in zip(steps[0.0], steps[beta], strict=True)]
+
+    states = data.obs.reshape(N * B, O)
+    nets = [unstack(before.net, i) for i in range(N)]
+    gaussians = []
+    for net in nets:
+        mean, log_std = net(states).chunk(2, dim=-1)
+        gaussians.append(Normal(mean, log_std.exp()))
+    fixed = [Normal(gaussian.mean.detach(), gaussian.stddev.detach()) for gaussian in gaussians]
+    for i in range(N):
+        others = [kl_divergence(fixed[j], gaussians[i]).sum(-1).mean() for j in range(N) if j != i]
+        penalty = beta * sum(others)
+        assert_close(info["kl_penalty"][i], penalty.detach())
+        gradients = torch.autograd.grad(penalty, [*nets[i].parameters()])
+        for pull, gradient in zip(pulls, gradients, strict=True):
+            assert_close(pull[i].squeeze(0), -gradient.t(), rtol=1e-4, atol=1e-6)
+        assert sum(gradient.abs().sum() for gradient in gradients) > 0.01
+
+
+def test_gradient_goes_to_the_policy_that_is_pulled():
     torch.manual_seed(0)
-    N, O, A = 3, 2, 1
-    args = Args(batch_size=32, policy_lr=1e-2, distill_epochs=60)
-    rb = ReplayBuffer(N, 300, O, A, torch.device("cpu"))
-    for _ in range(300):
-        obs = np.random.default_rng(rb.size).normal(size=(N, O))
-        actions = np.tanh(0.5 * obs[:, :1] - 0.2 + 0.3 * np.random.default_rng(1000 + rb.size).normal(size=(N, 1)))
-        rb.add(obs, actions, np.zeros(N), obs, np.zeros(N))
-    actor, center = Actor(N, O, A, (32,)), Actor(1, O, A, (32,))
-    optimizer = Adam(actor.parameters())
-    optimizer.state[actor.net[0].weight] = {"step": torch.tensor(5.0)}
-    distill(actor, center, optimizer, rb, args)
-    for p, c in zip(actor.parameters(), center.parameters(), strict=True):
+    mean, log_std = (torch.randn(N, 5, A, requires_grad=True) for _ in range(2))
+    divergences = kl_divergences(mean, log_std)
+    for i in range(N):
+        for gradient in torch.autograd.grad(divergences[i].sum(), (mean, log_std), retain_graph=True):
+            assert gradient[i].abs().min() > 0
+            assert not gradient[torch.arange(N) != i].any()
+
+
+def test_without_divergences_and_distillation_it_is_qmp_sac():
+    """Weights and random numbers, from the first ones on, are the same to the last bit."""
+    args, sac_args = Args(hidden_sizes=(16, 16), kl_coef=0.0), qmp_sac.Args(hidden_sizes=(16, 16))
+    agent, optimizers = learner(args)
+    generator = torch.get_rng_state()
+    torch.manual_seed(0)
+    plain = qmp_sac.Agent(N, O, A, sac_args)
+    assert torch.equal(torch.get_rng_state(), generator)
+    adams = {"q": plain.qf.parameters(), "actor": plain.actor.parameters(), "alpha": [plain.log_alpha]}
+    plain_optimizers = {name: torch.optim.Adam(parameters, lr=1e-3, fused=True) for name, parameters in adams.items()}
+    for _ in range(5):
+        data, generator = batch(), torch.get_rng_state()
+        info = update(agent, optimizers, data, args)
+        after = torch.get_rng_state()
+        torch.set_rng_state(generator)
+        expected = qmp_sac.update(plain, plain_optimizers, qmp_sac.Batch(*data), sac_args)
+        assert torch.equal(torch.get_rng_state(), after)
+        assert info.keys() - expected.keys() == {"kl_penalty"} and not info["kl_penalty"].any()
+        assert all(torch.equal(info[name], values) for name, values in expected.items())
+    state = agent.state_dict()
+    assert all(torch.equal(state[name], values) for name, values in plain.state_dict().items())
+    assert {name.split(".")[0] for name in state.keys() - plain.state_dict().keys()} == {"center"}
+
+
+# Distillation
+
+
+def filled(policy, steps=300):
+    """A buffer of states and of actions tanh(policy(states) + 0.3 noise)."""
+    rb, rng = ReplayBuffer(N, O, A, steps, torch.device("cpu")), np.random.default_rng(0)
+    for _ in range(steps):
+        obs = rng.normal(size=(N, O))
+        rb.add(obs, np.tanh(policy(obs) + 0.3 * rng.normal(size=(N, A))), np.zeros(N), obs, np.zeros(N))
+    return rb
+
+
+def linear_policy(obs):
+    return 0.5 * obs[..., :A] - 0.2
+
+
+def test_distillation_leaves_all_policies_equal_to_the_fitted_one():
+    args = Args(batch_size=64, hidden_sizes=(32,), distill_steps=1500)
+    agent, optimizers = learner(args)
+    distill(agent, optimizers, filled(linear_policy), args)
+    for p, c in zip(agent.actor.parameters(), agent.center.parameters(), strict=True):
         assert all(torch.equal(one, c[0]) for one in p)
-    assert not optimizer.state
-    obs = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.5]])
-    mean, log_std = actor(obs.expand(N, -1, -1))
-    assert_close(mean[1, :, 0], 0.5 * obs[:, 0] - 0.2, atol=0.15, rtol=0)  # the policy that made the actions
+    obs = torch.randn(20, O).clamp(-1, 1)
+    mean, log_std = agent.actor(obs.unsqueeze(0))
+    # The policy that made the actions.
+    assert_close(mean, linear_policy(obs).expand(N, -1, -1), atol=0.25, rtol=0)
     assert_close(log_std.exp(), torch.full_like(log_std, 0.3), atol=0.1, rtol=0)
 
 
-@pytest.mark.parametrize("frequency, turns", [(1, [50, 100, 150]), (3, [51, 102, 150])])
-def test_when_policies_are_distilled(tmp_path, monkeypatch, frequency, turns):
-    """Every 200 steps of four tasks, or at the next turn that trains."""
-    seen = []
-    monkeypatch.setattr(qmp_dnc, "distill", lambda actor, center, optimizer, rb, args: seen.append(rb.size))
-    flags = f"--distill-period 200 --train-frequency {frequency} --run-dir {tmp_path / 'run'}"
-    qmp_dnc.main([*SHORT, *flags.split()])
-    assert seen == turns
+def test_a_step_of_distillation_goes_up_the_likelihood_of_the_replayed_actions(unstack):
+    """The gradient is that of the mean log-density of the actions, over the batches of all tasks together."""
+    args = Args(batch_size=16, hidden_sizes=(8,), distill_steps=1)
+    agent, optimizers = learner(args)
+    before, rb = copy.deepcopy(agent.center), filled(linear_policy)
+    optimizers["center"] = torch.optim.SGD(agent.center.parameters(), lr=1.0)
+    torch.manual_seed(1)
+    distill(agent, optimizers, rb, args)
+    torch.manual_seed(1)
+    data = rb.sample(16)
+    center = unstack(before.net, 0)
+    mean, log_std = center(data.obs.flatten(0, 1)).chunk(2, dim=-1)
+    policy = TransformedDistribution(Normal(mean, log_std.exp()), TanhTransform())
+    likelihood = policy.log_prob(data.actions.flatten(0, 1)).sum(-1).mean()
+    gradients = torch.autograd.grad(likelihood, [*center.parameters()])
+    for p, q, gradient in zip(agent.center.parameters(), before.parameters(), gradients, strict=True):
+        assert_close((p - q)[0].squeeze(0), gradient.t(), rtol=1e-4, atol=1e-6)
 
 
-def test_weights_of_the_divergences(tmp_path, capsys):
-    device = torch.device("cpu")
-    assert not read_kl_coef(Args(kl_coef="0"), 3, device).any()
-    assert read_kl_coef(Args(kl_coef="0.5"), 2, device).tolist() == [[0, 0.5], [0.5, 0]]
-    table = np.array([[9, 1, 2], [3, 9, 4], [5, 6, 9]])
-    for name, delimiter in (("beta.csv", ","), ("beta.txt", " ")):
-        np.savetxt(tmp_path / name, table, delimiter=delimiter)
-        got = read_kl_coef(Args(kl_coef=str(tmp_path / name)), 3, device)
-        assert got.tolist() == [[0, 1, 2], [3, 0, 4], [5, 6, 0]]
-    for coef, N in ((str(tmp_path / "beta.csv"), 4), ("-1", 2), ("nan", 2), ("no_such_file", 2)):
+def test_distillation_survives_actions_at_the_bounds():
+    """As random and saturated actions are: tanh gives 1 and -1 in single precision."""
+    args = Args(batch_size=16, hidden_sizes=(8,), distill_steps=20)
+    agent, optimizers = learner(args)
+    distill(agent, optimizers, filled(lambda obs: 100 * obs[..., :A]), args)
+    assert all(p.isfinite().all() for p in agent.parameters())
+
+
+def test_optimizers_outlive_a_distillation():
+    """The centre's goes on with the next one, the policies' as if nothing had been."""
+    args = Args(batch_size=16, hidden_sizes=(8,), distill_steps=7)
+    agent, optimizers = learner(args)
+    update(agent, optimizers, batch(), args)
+    before = {name: copy.deepcopy(optimizer.state_dict()["state"]) for name, optimizer in optimizers.items()}
+    assert before["actor"] and not before["center"]
+    critics = [p.clone() for p in agent.qf.parameters()]
+    rb = filled(linear_policy)
+    for times in (1, 2):
+        distill(agent, optimizers, rb, args)
+        for state in optimizers["center"].state.values():
+            assert state["step"] == 7 * times
+    for name in ("q", "actor", "alpha"):
+        for number, state in optimizers[name].state_dict()["state"].items():
+            assert all(torch.equal(value, before[name][number][key]) for key, value in state.items())
+    assert all(torch.equal(p, q) for p, q in zip(agent.qf.parameters(), critics, strict=True))
+
+
+@pytest.mark.parametrize("frequency", [1, 3])
+def test_when_policies_are_distilled(tmp_path, monkeypatch, frequency):
+    """Every 200 steps, or at the next turn that trains; not before learning starts."""
+    seen, N = [], len(envs.TASKS["PointReach-v0"])
+    monkeypatch.setattr(qmp_dnc, "distill", lambda agent, optimizers, rb, args: seen.append(rb.added * N))
+    flags = "--total-timesteps 900 --learning-starts 250 --batch-size 4 --hidden-sizes 8 --eval-episodes 1 --no-cuda"
+    flags += f" --distill-period 200 --train-frequency {frequency} --run-dir {tmp_path / 'run'}"
+    qmp_dnc.main(flags.split())
+    trains = [step for step in range(N, 901, N) if step > 250 and step // N % frequency == 0]
+    assert seen == [next(step for step in trains if step >= multiple) for multiple in (400, 600, 800)]
+
+
+def test_flags(capsys):
+    args = Args()
+    assert (args.kl_coef, args.distill_period, args.distill_steps) == (0.001, 0, 100)
+    for flags in ("--kl-coef -1", "--kl-coef nan", "--kl-coef table.csv", "--distill-steps 0", "--distill-period -1"):
         with pytest.raises(SystemExit) as stop:
-            read_kl_coef(Args(kl_coef=coef), N, device)
-        error = capsys.readouterr().err
-        assert stop.value.code == 2 and "--kl-coef" in error and error.count("\n") == 1
+            qmp_dnc.main(flags.split())
+        assert stop.value.code == 2 and flags.split()[0] in capsys.readouterr().err

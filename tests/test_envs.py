@@ -1,193 +1,140 @@
-"""make_vec: seeding, autoreset, users' functions; and PointReach."""
+"""make_vec and evaluate: seeds, ends of episodes, statistics, videos; users' environments, converted or refused."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 
 import gymnasium as gym
+import imageio_ffmpeg
 import numpy as np
+import pandas as pd
 import pytest
-from gymnasium.utils.env_checker import check_env
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers import TimeLimit
+import torch
+from gymnasium import wrappers
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from hypothesis import given
+from hypothesis import strategies as st
 
 import envs
 from envs import pointreach
-from envs.pointreach import PointReach
+from envs.multi_task import MultiTaskEnv
+
+SAME_STEP = {"autoreset_mode": AutoresetMode.SAME_STEP}
+both_kinds = pytest.mark.parametrize("cls", [SyncVectorEnv, AsyncVectorEnv], ids=["sync", "async"])
 
 
-class Drift(gym.Env):
-    """A user's environment: float64 observations, actions in [-2, 2], task i ends after 2 + i steps."""
+class Counter(gym.Env):
+    """A user's task: observes the number of steps, is truncated with success after `length`, and has reward 1 a step.
 
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
-    action_space = gym.spaces.Box(-2, 2, (1,), np.float32)
-    metadata = {"metrics": ("distance",)}
+    `changes` replace what a step returns (obs, reward, terminated, truncated, info), as functions of what it would be.
+    """
 
-    def __init__(self, task):
-        self.task, self.actions, self.sign = task, [], 1
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, length=3, render_mode=None, **changes):
+        self.length, self.render_mode, self.changes, self.acted = length, render_mode, changes, []
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.steps = 0
-        return self.np_random.uniform(size=1), {}
+        return np.zeros(1, np.float32), {}
 
     def step(self, action):
-        self.actions.append(float(action[0]))
         self.steps += 1
-        obs = np.array([100.0 * self.task + self.steps])
-        ended = self.steps == 2 + self.task
-        return (
-            obs,
-            1.0,
-            ended and self.task == 0,
-            False,
-            {"success": float(ended), "distance": float(self.sign * self.steps)},
-        )
+        ended = self.steps == self.length
+        obs = np.full(1, self.steps, np.float32)
+        step = {"obs": obs, "reward": 1.0, "terminated": False, "truncated": ended, "info": {"success": ended}}
+        return tuple(self.changes[name](value) if name in self.changes else value for name, value in step.items())
+
+    def render(self):
+        """A picture whose brightness is ten times the number of steps."""
+        self.acted.append(getattr(self, "acting_policy", None))
+        return np.full((64, 64, 3), 10 * self.steps, np.uint8)
 
 
-def make_drift(seed, vectorization, render_mode):
-    """Three tasks: the first terminates, the others are truncated."""
-    thunks = [lambda i=i: TimeLimit(Drift(i), 2 + i) for i in range(3)]
-    return SyncVectorEnv(thunks, autoreset_mode=AutoresetMode.SAME_STEP)
+class Plain(VectorEnv):
+    """A user's two tasks, of three and five steps, in a class that is none of Gymnasium's; `changes` as above."""
+
+    num_envs = 2
+    metadata = SAME_STEP
+    single_observation_space = gym.spaces.Box(-9, 9, (2,), np.float32)
+
+    def __init__(self, actions=gym.spaces.Box(-1, 1, (1,), np.float32), **changes):  # noqa: B008
+        self.single_action_space, self.changes, self.seeds = actions, changes, []
+        self.action_space = gym.vector.utils.batch_space(actions, 2)
+
+    def observe(self):
+        return np.repeat(self.steps[:, None], 2, axis=1).astype(np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.seeds.append(seed)
+        self.steps = np.zeros(2)
+        return self.change("obs", self.observe()), {}
+
+    def change(self, name, value):
+        return self.changes[name](value) if name in self.changes else value
+
+    def step(self, actions):
+        self.actions = actions
+        self.steps = self.steps + 1
+        dones, infos = self.steps == (3, 5), {"success": np.zeros(2, bool)}
+        if dones.any():
+            infos |= {"final_obs": self.observe(), "final_info": {"success": dones}}
+            self.steps = np.where(dones, 0, self.steps)
+        step = {"obs": self.observe(), "rewards": np.ones(2), "terminations": dones, "truncations": np.zeros(2, bool)}
+        return tuple(self.change(name, value) for name, value in (step | {"infos": infos}).items())
 
 
-def make_next_step(seed, vectorization, render_mode):
-    return SyncVectorEnv([lambda: Drift(0)])
+def make(function, seed=1, **kwargs) -> MultiTaskEnv:
+    """The user's environments that `function()` returns, as the command line gets them."""
+    globals()["user_function"] = lambda *_: function()
+    return envs.make_vec(f"{__name__}:user_function", seed, **kwargs)
 
 
-def make_unbounded(seed, vectorization, render_mode):
-    def thunk():
-        env = Drift(0)
-        env.action_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
-        return env
+def make_tasks(*thunks, cls=SyncVectorEnv, metadata=None, render_mode=None, **kwargs) -> MultiTaskEnv:
+    """The user's tasks that `thunks` make."""
 
-    return SyncVectorEnv([thunk], autoreset_mode=AutoresetMode.SAME_STEP)
+    def function():
+        vec = cls(thunks, **SAME_STEP, **kwargs)
+        vec.metadata = {**vec.metadata, **(metadata or {})}
+        return vec
 
-
-def make_images(seed, vectorization, render_mode):
-    def thunk():
-        env = Drift(0)
-        env.observation_space = gym.spaces.Box(0, 1, (3, 3), np.float32)
-        return env
-
-    return SyncVectorEnv([thunk], autoreset_mode=AutoresetMode.SAME_STEP)
+    return make(function, render_mode=render_mode)
 
 
-def make_unequal(seed, vectorization, render_mode):
-    def thunk(size):
-        env = Drift(0)
-        env.observation_space = gym.spaces.Box(0, 1, (size,), np.float32)
-        return env
-
-    return SyncVectorEnv([lambda: thunk(1), lambda: thunk(2)], autoreset_mode=AutoresetMode.SAME_STEP)
-
-
-def make_without_copies(seed, vectorization, render_mode):
-    return SyncVectorEnv([lambda: Drift(0)] * 2, autoreset_mode=AutoresetMode.SAME_STEP, copy=False)
-
-
-def make_always_drawn(seed, vectorization, render_mode):
-    vec = make_drift(seed, vectorization, render_mode)
-    vec.render, vec.render_mode = lambda: [np.zeros((8, 8, 3), np.uint8)] * 3, "rgb_array"
-    return vec
-
-
-def make_undrawable(seed, vectorization, render_mode):
-    def draw():
-        raise RuntimeError("no screen")
-
-    vec = make_drift(seed, vectorization, render_mode)
-    vec.render, vec.render_mode = draw, render_mode
-    return vec
-
-
-class Faulty(gym.Wrapper):
-    """Does what `fault` says instead of working."""
-
-    def __init__(self, fault):
-        super().__init__(TimeLimit(Drift(1), 3))
-        self.fault, self.steps = fault, 0
-
-    def step(self, action):
-        obs, reward, *ends, info = self.env.step(action)
-        self.steps += 1
-        if self.fault == "raises":
-            raise RuntimeError("the robot\nfell over")
-        if self.fault == "no success":
-            info = {"distance": 1.0}
-        late = self.steps > 40
-        obs = obs * np.nan if late and self.fault == "NaN observation" else obs
-        return obs, np.inf if late and self.fault == "infinite reward" else reward, *ends, info
-
-    def reset(self, **kwargs):
-        obs, info = super().reset(**kwargs)
-        return obs * np.nan if self.steps > 40 and self.fault == "NaN reset" else obs, info
-
-
-def faulty(fault):
-    thunks = [lambda: TimeLimit(Drift(1), 3), lambda: Faulty(fault)]
-    return lambda *_: SyncVectorEnv(thunks, autoreset_mode=AutoresetMode.SAME_STEP)
-
-
-make_raising, make_no_success = faulty("raises"), faulty("no success")
-make_nan, make_infinite = faulty("NaN observation"), faulty("infinite reward")
-make_nan_reset = faulty("NaN reset")
-
-
-def make_failing(seed, vectorization, render_mode):
-    raise RuntimeError("no such robot")
-
-
-def make_nothing(seed, vectorization, render_mode):
-    return None
-
-
-def rollout(vec, steps=60, seed=None):
-    """Observations, rewards and ends of `steps` steps with fixed actions."""
+def roll_out(vec, steps, **reset):
+    """Observations, rewards, ends, last observations and statistics of `steps` steps with fixed actions."""
     rng = np.random.default_rng(0)
-    obs, _ = vec.reset(seed=seed)
-    rows = [obs]
+    rows = [vec.reset(**reset)[0]]
     for _ in range(steps):
-        obs, rewards, terminations, truncations, _ = vec.step(rng.uniform(-1, 1, vec.action_space.shape))
-        rows += [obs, rewards, terminations, truncations]
+        *row, infos = vec.step(rng.uniform(-1, 1, vec.action_space.shape))
+        rows += [*row, infos["real_next_obs"], *infos.get("episode", {}).values()]
     return np.concatenate([np.ravel(row).astype(float) for row in rows])
 
 
-def test_task_names():
-    assert len(envs.TASKS["PointReach-v0"]) == 4
-    assert len(envs.TASKS["MetaWorldMT10-v3"]) == 10 and "drawer-close-v3" in envs.TASKS["MetaWorldMT10-v3"]
-    assert len(envs.TASKS["MetaWorldMT50-v3"]) == 50
+def steps_until(vec, ends):
+    """Step until an episode of each of the tasks `ends` has ended; the infos of the last step."""
+    left = set(ends)
+    while left:
+        *_, terminations, truncations, infos = vec.step(np.zeros(vec.action_space.shape))
+        left -= set(np.flatnonzero(terminations | truncations))
+    return infos
+
+
+# Names, seeds
+
+
+def test_names():
+    sizes = {env_id: len(tasks) for env_id, tasks in envs.TASKS.items()}
+    assert sizes["PointReach-v0"] == 5 and sizes["MetaWorldMT10-v3"] == 10 and sizes["MetaWorldMT50-v3"] == 50
     assert all(len(set(tasks)) == len(tasks) for tasks in envs.TASKS.values())
-
-
-@pytest.mark.parametrize("vectorization", ["sync", "async"])
-def test_spaces_and_repeatability(vectorization):
-    vec, again = (envs.make_vec("PointReach-v0", 3, vectorization) for _ in range(2))
-    assert vec.single_observation_space.dtype == np.float32
-    assert np.all(vec.single_action_space.low == -1) and np.all(vec.single_action_space.high == 1)
-    first = rollout(vec)
-    np.testing.assert_array_equal(first, rollout(again))
-    assert not np.array_equal(first, rollout(vec))  # the episodes that follow are others
-    np.testing.assert_array_equal(rollout(vec, seed=7), rollout(again, seed=7))
-    vec.close()
-    again.close()
-
-
-def test_async_equals_sync():
-    sync, asynchronous = (envs.make_vec("PointReach-v0", 3, kind) for kind in ("sync", "async"))
-    np.testing.assert_array_equal(rollout(sync), rollout(asynchronous))
-    asynchronous.close()
-
-
-def test_tasks_and_seeds_differ():
-    starts = [tuple(row) for seed in range(5) for row in envs.make_vec("PointReach-v0", seed).reset()[0]]
-    assert len(set(starts)) == len(starts) == 20  # no task of one seed repeats a task of another
-
-
-def test_same_step_autoreset():
-    vec = envs.make_vec("PointReach-v0", 1)
-    vec.reset()
-    for step in range(1, 51):
-        obs, _, terminations, truncations, infos = vec.step(np.ones((4, 2), np.float32))
-        assert not terminations.any() and truncations.all() == (step == 50)
-    assert np.all(np.abs(obs + 0.8) < 0.051)  # already the next start
-    assert np.all(np.stack(infos["final_obs"])[:, 0] > -0.5)
+    for env_id in ("PointReach-v0", "PointReach2-v0", "PointReach9-v0"):
+        vec = envs.make_vec(env_id, 1)
+        assert vec.tasks == envs.TASKS[env_id] and vec.num_envs == sizes[env_id]
 
 
 @pytest.mark.parametrize(
@@ -195,152 +142,803 @@ def test_same_step_autoreset():
     [
         ("PointReech-v0", "did you mean 'PointReach-v0'"),
         ("MetaWorldMT10-v2", "did you mean 'MetaWorldMT10-v3'"),
-        ("no_such_module:make", "No module named 'no_such_module'"),
-        ("test_envs:no_such_function", "no_such_function"),
-        ("test_envs:make_failing", "RuntimeError: no such robot"),
-        ("test_envs:make_nothing", "not a gymnasium.vector.VectorEnv"),
-        ("test_envs:make_next_step", "SAME_STEP"),
-        ("test_envs:make_unbounded", "bounded"),
-        ("test_envs:make_images", "flat Box of observations"),
-        ("test_envs:make_unequal", "(?i)observation.space"),
-        ("test_envs:make_raising", "(?s)first step of .* fails: RuntimeError: the robot.fell over"),
-        ("test_envs:make_without_copies", "one array of observations again and again"),
-        ("test_envs:make_no_success", r"info\['success'\] is missing"),
+        ("MetaWorld:reech-v3", "did you mean 'reach-v3'"),
+        ("MetaWorld:", "unknown Meta-World task ''"),
+        ("MetaWorld:reach-v3,reach-v3", "named twice"),
     ],
 )
-def test_bad_environments(env_id, words):
-    with pytest.raises(ValueError, match=words):
+def test_unknown_environment(env_id, words):
+    with pytest.raises(gym.error.Error, match=words) as error:
         envs.make_vec(env_id, 1)
+    assert "\n" not in str(error.value)
 
 
 def test_bad_vectorization():
-    with pytest.raises(ValueError, match="vectorization must be one of sync, async, not 'asnyc'"):
+    with pytest.raises(gym.error.Error, match="vectorization must be sync or async, not 'asnyc'"):
         envs.make_vec("PointReach-v0", 1, "asnyc")
 
 
-def test_an_environment_that_cannot_draw_is_refused_at_once():
-    with pytest.raises(ValueError, match="first step of .* fails: RuntimeError: no screen"):
-        envs.make_vec("test_envs:make_undrawable", 1, render_mode="rgb_array")
-    envs.make_vec("test_envs:make_undrawable", 1)
+@pytest.mark.parametrize("seed", [5, 2**40, [5, 300, 2]])
+def test_each_task_is_seeded_with_its_own_child(seed):
+    vec = envs.make_vec("PointReach-v0", 1)
+    vec.reset(seed=seed)
+    children = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(5)]
+    assert [env.unwrapped.np_random_seed for env in vec.unwrapped.envs] == children and len(set(children)) == 5
 
 
-def test_custom_environment_gets_actions_in_its_own_range():
-    vec = envs.make_vec("test_envs:make_drift", 1)
-    assert vec.single_action_space.low == -1 and vec.single_action_space.high == 1
+def test_no_task_of_one_seed_repeats_a_task_of_another():
+    starts = [tuple(row) for seed in range(5) for row in envs.make_vec("PointReach-v0", seed).reset()[0]]
+    assert len(set(starts)) == len(starts) == 25
+
+
+def test_the_seed_of_make_vec_is_that_of_the_first_reset_alone():
+    for vec in (envs.make_vec("PointReach-v0", 3), make(lambda: envs.make_vec("PointReach-v0", 8).env, seed=3)):
+        first, second = vec.reset()[0].tolist(), vec.reset()[0].tolist()
+        assert first == vec.reset(seed=3)[0].tolist() != second
+        assert second == vec.reset()[0].tolist()
+
+
+def test_a_vector_environment_of_another_kind_gets_one_int():
+    vec = make(Plain)
+    vec.reset(seed=[5, 6])
+    assert vec.unwrapped.seeds[-1] == int(np.random.SeedSequence([5, 6]).spawn(2)[0].generate_state(1)[0])
     vec.reset()
-    vec.step(np.array([[0.5], [-1.0], [1.0]], np.float32))
-    assert [env.unwrapped.actions[-1] for env in vec.unwrapped.envs] == [1.0, -2.0, 2.0]
+    assert vec.unwrapped.seeds[-1] is None
 
 
-@pytest.mark.filterwarnings("ignore:.*(infinity|render).*")
-@pytest.mark.parametrize("env_id", ["PointReach-v0", "MetaWorldMT10-v3", "MetaWorldMT50-v3"])
-def test_check_env(env_id):
-    for task in range(len(envs.TASKS[env_id])):
-        check_env(gym.make(f"qmp/{env_id}", task=task).unwrapped, skip_render_check=True)
+class Noisy(Counter):
+    """Observes noise from NumPy's global generator."""
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return obs + np.random.normal(size=1).astype(np.float32), *rest
 
 
-def test_pointreach_check_env_with_rendering():
-    check_env(gym.make("qmp/PointReach-v0", task=3, render_mode="rgb_array").unwrapped)
+@both_kinds
+def test_global_generators_are_seeded_in_every_process(cls):
+    vec = make_tasks(Noisy, Noisy, cls=cls)
+    rows = roll_out(vec, 4, seed=3)
+    assert np.array_equal(rows, roll_out(vec, 4, seed=3)) and not np.array_equal(rows, roll_out(vec, 4, seed=4))
+    vec.reset(seed=3)
+    first, second = vec.step(np.zeros((2, 1)))[0]
+    assert first != second
+    vec.close()
 
 
-class Plain(gym.vector.VectorEnv):
-    """A user's vector environment that is neither of Gymnasium's."""
+def test_async_equals_sync():
+    sync, asynchronous = (envs.make_vec("PointReach-v0", 3, kind) for kind in ("sync", "async"))
+    for reset in ({}, {"seed": 7}, {}):
+        assert np.array_equal(roll_out(sync, 60, **reset), roll_out(asynchronous, 60, **reset))
+    asynchronous.close()
 
-    num_envs = 2
-    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
-    single_observation_space = gym.spaces.Box(-1, 1, (1,))
-    single_action_space = gym.spaces.Box(-1, 1, (1,))
+
+# Ends of episodes, statistics
+
+
+@both_kinds
+def test_what_follows_the_last_step(cls):
+    """Two tasks of different lengths: the true last observation, and already the first of the next episode."""
+    vec = make_tasks(lambda: Counter(2), lambda: Counter(3), cls=cls)
+    vec.reset()
+    lengths, seen, last = [vec.episode_lengths.tolist()], [], []
+    for step in range(1, 7):
+        obs, rewards, terminations, truncations, infos = vec.step(np.zeros((2, 1)))
+        assert obs.dtype == infos["real_next_obs"].dtype == np.float32
+        assert rewards.tolist() == [1, 1] and not terminations.any()
+        assert truncations.dtype == bool and truncations.tolist() == [step % 2 == 0, step % 3 == 0]
+        assert ("episode" in infos) == truncations.any()
+        seen.append(obs[:, 0].tolist())
+        last.append(infos["real_next_obs"][:, 0].tolist())
+        lengths.append(vec.episode_lengths.tolist())
+    assert seen == [[1, 1], [0, 2], [1, 0], [0, 1], [1, 2], [0, 0]]
+    assert last == [[1, 1], [2, 2], [1, 3], [2, 1], [1, 2], [2, 3]]
+    assert lengths == [[0, 0], *seen]
+    vec.close()
+
+
+def test_statistics_of_an_episode():
+    """Success and metrics at their highest, also if the last step's are low and the next episode's are lower."""
+    values = iter(np.resize([1, 5, -2, 0, -3, -1, -2, -4], 1000).tolist())
+
+    def tell(info):
+        value = next(values)
+        return {"success": value == 5, "height": float(value), "other": 7.0}
+
+    vec = make_tasks(lambda: Counter(4, reward=lambda _: -0.5, info=tell), metadata={"metrics": ["height"]})
+    assert vec.metrics == ("success_rate", "episodic_return", "episodic_length", "height")
+    values = iter([1, 5, -2, 0, -3, -1, -2, -4])
+    vec.reset()
+    for expected in ([1, -2, 4, 5], [0, -2, 4, -1]):
+        episode = steps_until(vec, [0])["episode"]
+        assert [episode[name].tolist() for name in vec.metrics] == [[value] for value in expected]
+
+
+def test_a_reset_ends_the_statistics_of_an_episode():
+    vec = make_tasks(lambda: Counter(3, info=lambda info: {"success": not info["success"]}))
+    vec.reset()
+    vec.step(np.zeros((1, 1)))
+    vec.reset()
+    episode = steps_until(vec, [0])["episode"]
+    assert episode["episodic_length"] == episode["episodic_return"] == 3 and episode["success_rate"] == 1
+
+
+def test_success_that_nobody_tells_is_nan_and_said():
+    with pytest.warns(UserWarning, match=r"user_function has no info\['success'\]"):
+        vec = make_tasks(lambda: Counter(info=lambda _: {}))
+    vec.reset()
+    episode = steps_until(vec, [0])["episode"]
+    assert np.isnan(episode["success_rate"]).all() and episode["episodic_return"] == 3
+
+
+def test_success_may_be_told_in_last_steps_alone():
+    vec = make_tasks(lambda: Counter(info=lambda info: info if info["success"] else {}), lambda: Counter(5))
+    vec.reset()
+    assert steps_until(vec, [0])["episode"]["success_rate"].tolist() == [1, 0]
+
+
+def test_success_told_by_a_vector_environment_without_final_info():
+    vec = make(lambda: Plain(infos=lambda infos: {**infos, "success": infos.pop("final_info", infos)["success"]}))
+    vec.reset()
+    assert steps_until(vec, [0])["episode"]["success_rate"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("told", [1, np.int64(1), np.uint8(1), 1.0, np.float16(1), np.True_, True])
+def test_any_number_tells_success(told):
+    tasks = [lambda n=n: Counter(n, info=lambda info: {"success": type(told)(info["success"])}) for n in (3, 5)]
+    vec = make_tasks(*tasks)
+    vec.reset()
+    assert steps_until(vec, [0])["episode"]["success_rate"].tolist() == [1, 0]
+
+
+# What is converted
+
+
+OBSERVATIONS = {
+    "as they are": lambda x: x,
+    "reversed": lambda x: x[:, ::-1],
+    "list": lambda x: x.tolist(),
+    "big-endian": lambda x: x.astype(">f4"),
+    "uint8": lambda x: x.astype(np.uint8),
+    "integers": lambda x: x.astype(int),
+    "double": lambda x: x.astype(float),
+    "objects": lambda x: x.astype(object),
+    "rows as objects": lambda x: np.array([*x, None], object)[:2],
+}
+
+
+@pytest.mark.parametrize("change", OBSERVATIONS.values(), ids=OBSERVATIONS)
+def test_observations_are_converted(change):
+    vec = make(lambda: Plain(obs=change, infos=lambda infos: {k: v for k, v in infos.items()}))
+    rows = roll_out(vec, 6)
+    assert np.array_equal(rows, roll_out(make(Plain), 6)) and vec.reset()[0].dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32, object])
+def test_rewards_and_ends_are_converted(kind):
+    def convert(x):
+        return x.astype(kind)
+
+    vec = make(lambda: Plain(rewards=convert, terminations=convert, truncations=convert))
+    assert np.array_equal(roll_out(vec, 6), roll_out(make(Plain), 6))
+    *_, terminations, truncations, _ = vec.step(np.zeros((2, 1)))
+    assert terminations.dtype == truncations.dtype == bool
+
+
+def test_observations_of_tasks_are_converted():
+    """Of each type that fits the space; a copy of Gymnasium's is made of them."""
+    types = (int, bool, np.uint8, np.float64)
+    vec = make_tasks(*[lambda t=t: Counter(obs=lambda x: x.astype(t)) for t in types])
+    vec.reset()
+    assert vec.step(np.zeros((4, 1)))[0].tolist() == [[1]] * 4
+
+
+def test_arrays_that_the_environments_use_again():
+    """SyncVectorEnv(copy=False) changes the observations that it has returned; ours stay."""
+    vec = make_tasks(lambda: Counter(), lambda: Counter(5), copy=False)
+    first, _ = vec.reset()
+    second, *_, infos = vec.step(np.zeros((2, 1)))
+    vec.step(np.zeros((2, 1)))
+    assert first.tolist() == [[0], [0]] and second.tolist() == infos["real_next_obs"].tolist() == [[1], [1]]
+
+
+# Actions
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@given(st.data())
+def test_actions_are_scaled_to_the_bounds_and_never_leave_them(dtype, data):
+    numbers = st.floats(width=dtype(0).itemsize * 8, allow_nan=False, allow_infinity=False)
+    ends = data.draw(st.lists(numbers, min_size=4, max_size=4))
+    low, high = np.sort(np.array(ends, dtype).reshape(2, 2), axis=0)
+    space = gym.spaces.Box(low, high, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the middle of one huge number and itself
+        vec = MultiTaskEnv(Plain(space), ("a", "b"), 1)
+    vec.reset()
+    assert np.all(vec.single_action_space.low == -1) and np.all(vec.single_action_space.high == 1)
+    actions = data.draw(st.lists(st.floats(-1.5, 1.5), min_size=2, max_size=2))
+    for action, expected in ((-1, low), (1, high), (actions, None)):
+        vec.step(np.broadcast_to(action, (2, 2)))
+        sent = vec.unwrapped.actions
+        assert sent.dtype == dtype and all(space.contains(row) for row in sent)
+        assert expected is None or np.array_equal(sent, [expected] * 2)
+
+
+def test_actions_in_the_middle():
+    low, high = np.array([[0, -2e38], [8, 2e38]], np.float32)
+    vec = MultiTaskEnv(Plain(gym.spaces.Box(low, high)), ("a", "b"), 1)
+    vec.reset()
+    vec.step(np.array([[0.5, 0.5], [-1.5, 0]]))
+    assert vec.unwrapped.actions.tolist() == [[6, np.float32(1e38)], [0, 0]]
+
+
+# What is refused, in one line
+
+
+def refuse(words, function=None, error=gym.error.Error):
+    with pytest.raises(error, match=words) as caught:
+        make(function)
+    assert "\n" not in str(caught.value)
+
+
+NOT_NUMBERS = {
+    "None": lambda x: np.where(x == x, None, None),
+    "text": lambda x: x.astype(str),
+    "complex": lambda x: x + 0j,
+    "dates": lambda x: x.astype(int).astype("datetime64[s]"),
+    "nothing": lambda x: None,
+}
+
+
+@pytest.mark.parametrize("part", ["obs", "rewards", "terminations", "truncations"])
+@pytest.mark.parametrize("change", NOT_NUMBERS.values(), ids=NOT_NUMBERS)
+def test_what_is_no_number_is_refused(part, change):
+    name = {"obs": "observation"}.get(part, part.removesuffix("s"))
+    refuse(f"each {name} of the environments must be a number", lambda: Plain(**{part: change}))
+
+
+@pytest.mark.parametrize("change", NOT_NUMBERS.values(), ids=NOT_NUMBERS)
+def test_success_that_is_no_number_is_refused(change):
+    def infos(infos):
+        return {**infos, "success": change(infos["success"])}
+
+    refuse(r"each info\['success'\] of the environments must be a number", lambda: Plain(infos=infos))
+
+
+@pytest.mark.parametrize("part", ["obs", "rewards", "terminations", "truncations"])
+def test_wrong_shapes_are_refused(part):
+    name = {"obs": "observations"}.get(part, part)
+    for change in (lambda x: x[:, None], lambda x: np.concatenate([x, x]), lambda x: x[:1], lambda x: 1):
+        refuse(f"{name} of all tasks have shape .*, not ", lambda change=change: Plain(**{part: change}))
+
+
+@pytest.mark.parametrize("success", [True, np.zeros((2, 1)), np.zeros(3), [0]])
+def test_success_of_the_wrong_shape_is_refused(success):
+    refuse(
+        r"info\['success'\]s of all tasks have shape", lambda: Plain(infos=lambda infos: infos | {"success": success})
+    )
+
+
+@pytest.mark.parametrize("value", [0.5, 2, -1])
+@pytest.mark.parametrize("part", ["terminations", "truncations"])
+def test_ends_that_are_no_booleans_are_refused(part, value):
+    refuse("must be a boolean", lambda: Plain(**{part: lambda x: np.full(2, value)}))
+
+
+@pytest.mark.parametrize("value", [255, -1, 1.5])
+def test_success_beyond_1_is_refused(value):
+    task = lambda: Counter(info=lambda info: {"success": value * info["success"] - (value < 0)})  # noqa: E731
+    with pytest.raises(gym.error.Error, match=r"info\['success'\] of task task-0 is .*, not from 0 to 1"):
+        make_tasks(task)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda infos: infos.pop("final_obs", 0), r"infos\['final_obs'\] must hold the last observation"),
+        (lambda infos: infos.update(final_obs=None), r"infos\['final_obs'\] must hold the last observation"),
+        (lambda infos: infos.update(final_obs=np.zeros((1, 2))), r"infos\['final_obs'\] must hold"),
+        (lambda infos: infos.update(final_obs=np.full(2, None)), "each last observation .* must be a number"),
+        (lambda infos: infos.update(final_obs=np.zeros((2, 3))), "each last observation .* must be a number"),
+        (lambda infos: infos.update(final_info={}), r"an episode of task task-0 ended without info\['success'\]"),
+        (lambda infos: infos.update(final_info=np.full(2, {"success": 0})), r"infos\['final_info'\] must be a dict"),
+        (lambda infos: infos.update(_success=np.zeros(2)), None),
+    ],
+)
+def test_ends_of_episodes_that_lack_something_are_refused(change, words):
+    def function():
+        return Plain(infos=lambda infos: (change(infos), infos)[1])
+
+    if words:
+        refuse(words, function)
+    else:
+        make(function)
+
+
+def test_a_last_observation_in_the_array_of_the_next_one_is_refused():
+    class Reusing(Plain):
+        def step(self, actions):
+            obs, *rest, infos = super().step(actions)
+            return obs, *rest, infos | ({"final_obs": obs} if "final_obs" in infos else {})
+
+    refuse("task task-0 starts an episode in the array of its last observation", Reusing)
+
+
+def test_success_of_some_tasks_alone_is_refused():
+    """Whichever of them ends first."""
+    for silent, telling in ((3, 5), (5, 3), (2, 900)):
+        tasks = [lambda n=telling: Counter(n), lambda n=silent: Counter(n, info=lambda _: {})]
+        with pytest.raises(gym.error.Error, match=r"an episode of task task-1 ended without info\['success'\]"):
+            make_tasks(*tasks)
+
+
+def test_success_that_is_missing_in_the_last_step_is_refused():
+    with pytest.raises(gym.error.Error, match=r"task-0 ended without info\['success'\]"):
+        make_tasks(lambda: Counter(info=lambda info: {} if info["success"] else info))
+
+
+def test_a_metric_that_is_missing_is_refused():
+    with pytest.raises(gym.error.Error, match=r"task-0 ended without info\['height'\]"):
+        make_tasks(lambda: Counter(), metadata={"metrics": ["height"]})
+
+
+@both_kinds
+def test_types_of_info_that_differ_between_tasks_are_refused(cls):
+    """Gymnasium would make 0.7 a 0 if the first task says 0."""
+    tasks = [lambda x=x: Counter(info=lambda info: {"success": x, **info, "height": x}) for x in (0, 0.7)]
+    with pytest.raises(gym.error.Error, match=r"info\['height'\] must have one type.*int in task-0, float in task-1"):
+        make_tasks(*tasks, cls=cls, metadata={"metrics": ("height",)})
+
+
+class InPlace(Counter):
+    """Returns its state itself, and changes it: in every step, in a reset alone, or in its info."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where, self.state, self.told = where, np.zeros(1, np.float32), {}
 
     def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return self.np_random.uniform(size=(2, 1)), {}
+        obs, info = super().reset(seed=seed)
+        self.state[:] = 0
+        self.told["success"] = False
+        return (obs, info) if self.where == "reset" else (self.state, info)
 
-    def step(self, actions):
-        return np.zeros((2, 1)), np.zeros(2), np.zeros(2, bool), np.zeros(2, bool), {"success": np.zeros(2)}
-
-
-def make_plain(seed, vectorization, render_mode):
-    return Plain()
-
-
-def test_other_vector_environments_get_the_seed_as_it_is():
-    vec = envs.make_vec("test_envs:make_plain", 5)
-    assert vec.reset()[0].tolist() == vec.reset(seed=5)[0].tolist() != vec.reset(seed=6)[0].tolist()
-
-
-@pytest.mark.parametrize("task", [-1, 4, 0.5])
-def test_pointreach_bad_task(task):
-    with pytest.raises(ValueError, match="from 0 to 3"):
-        PointReach(task)
+    def step(self, action):
+        obs, *rest, info = super().step(action)
+        if self.where == "step":
+            self.state += 1
+        elif self.where == "reset":
+            self.state = obs
+        elif self.where == "info":
+            self.told.update(info)
+            return obs, *rest, self.told
+        return (self.state.tolist() if self.where == "list" else self.state), *rest, info
 
 
-def follow(env, points, render=False):
-    """Walk through `points`; returns rewards and successes."""
-    rewards, successes = [], []
-    for point in points:
-        for _ in range(50):
-            way = np.array(point) - env.position
-            if np.linalg.norm(way) < 0.02:
-                break
-            _, reward, terminated, truncated, info = env.step(np.clip(way / 0.1, -1, 1))
-            assert not (terminated or truncated)
-            rewards.append(reward)
-            successes.append(info["success"])
-    return np.array(rewards), np.array(successes)
+@both_kinds
+@pytest.mark.parametrize(
+    "where, words",
+    [
+        ("step", "task task-1 changes the observation that it has returned"),
+        ("reset", "task task-1 changes the observation that it has returned"),
+        ("info", "task task-1 returns one info again and again"),
+    ],
+)
+def test_state_that_is_returned_and_changed_is_refused(cls, where, words):
+    with pytest.raises(gym.error.Error, match=words):
+        make_tasks(lambda: Counter(), lambda: InPlace(where), cls=cls)
 
 
-@pytest.mark.parametrize("env_id, size", [("PointReach-v0", 4), ("PointReach2-v0", 2), ("PointReach8-v0", 8)])
-def test_pointreach_rewards_and_solution(env_id, size):
-    assert len(envs.TASKS[env_id]) == size and envs.TASKS[env_id][-1] == pointreach.SPARSE
-    for task, name in enumerate(envs.TASKS[env_id]):
-        solve_pointreach(gym.make(f"qmp/{env_id}", task=task).unwrapped, name)
+@both_kinds
+def test_observations_that_do_not_fit_their_space_are_refused(cls):
+    """AsyncVectorEnv would cut off what follows the point."""
+
+    def task():
+        env = Counter(obs=lambda x: x.astype(float) / 4)
+        env.observation_space = gym.spaces.Box(0, 9, (1,), np.uint8)
+        return env
+
+    with pytest.raises(gym.error.Error, match="observations of task task-0 are float64, but their space is uint8"):
+        make_tasks(task, cls=cls)
 
 
-def solve_pointreach(env, name):
-    """Walk straight to the goal that the task is named after."""
-    env.reset(seed=env.task)
-    rewards, successes = follow(env, [pointreach.GOALS[name]])
-    assert successes[-1] and not successes[0] and len(rewards) < 50
-    if name == pointreach.SPARSE:
-        assert set(rewards[successes]) == {10.0} and set(rewards[~successes]) == {0.0}
-    else:
-        assert rewards[-1] == pytest.approx(0, abs=0.3)
-        assert rewards[0] == pytest.approx(
-            -np.linalg.norm(env.trajectory[1][1:] - np.array(pointreach.GOALS[name])) / 0.1
-        )
-    assert rewards.min() >= -24
+@both_kinds
+@pytest.mark.parametrize("end", [None, 0.5, "no"])
+def test_ends_of_tasks_that_are_no_booleans_are_refused(cls, end):
+    """Gymnasium would take them for booleans."""
+    with pytest.raises(gym.error.Error, match="must be booleans, but are .* in task task-0"):
+        make_tasks(lambda: Counter(terminated=lambda _: end), cls=cls)
 
 
-def test_pointreach_walls_stop():
-    env = PointReach(3)
-    env.reset(seed=0)
-    for _ in range(30):
-        env.step(np.array([1.0, 0.0]))
-    assert env.position == pytest.approx([1.0, env.trajectory[0][2]])
+@both_kinds
+@pytest.mark.parametrize("wrapper", [wrappers.NormalizeObservation, wrappers.NormalizeReward])
+def test_wrappers_with_statistics_are_refused(cls, wrapper):
+    with pytest.raises(gym.error.Error, match=f"{wrapper.__name__} is not supported"):
+        make_tasks(lambda: wrappers.TimeLimit(wrapper(Counter()), 9), cls=cls)
 
 
-def test_pointreach_sparse_goal_is_beyond_a_random_walk():
-    """What the layout rests on: 200 episodes of uniform actions, as many as a task has in a run, see no reward."""
-    env = PointReach(3)
-    env.action_space.seed(0)
-    for episode in range(200):
-        env.reset(seed=episode)
-        assert sum(env.step(env.action_space.sample())[1] for _ in range(50)) == 0
+def test_a_vector_wrapper_with_statistics_is_refused():
+    refuse("NormalizeReward is not supported", lambda: wrappers.vector.NormalizeReward(Plain()))
 
 
-def test_pointreach_render_shows_who_acted():
-    env = PointReach(0, render_mode="rgb_array")
-    env.reset(seed=0)
-    follow(env, [(-0.8, 0.0)])
-    alone = env.render()
-    env.reset(seed=0)
-    env.acting_policy = 2
-    follow(env, [(-0.8, 0.0)])
-    helped = env.render()
-    assert alone.shape == (256, 256, 3) and alone.dtype == np.uint8
-    x, y = round((-0.8 + 1) / 2 * 256), round((1 + 0.4) / 2 * 256)
-    assert tuple(alone[y, x]) == pointreach.COLORS[0] and tuple(helped[y, x]) == pointreach.COLORS[2]
-    assert PointReach(0).render() is None
-    eight = gym.make("qmp/PointReach8-v0", task=7, render_mode="rgb_array")
-    eight.reset(seed=0)
-    assert {tuple(color) for color in eight.render().reshape(-1, 3)} >= set(pointreach.COLORS[:7])  # a circle each
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"metadata": {}}, "SAME_STEP"),
+        ({"metadata": {"autoreset_mode": AutoresetMode.NEXT_STEP}}, "SAME_STEP"),
+        ({"single_action_space": gym.spaces.Box(-np.inf, 1, (1,))}, "bounded, real actions"),
+        ({"single_action_space": gym.spaces.Box(0, 9, (1,), np.int64)}, "bounded, real actions"),
+        ({"single_action_space": gym.spaces.Discrete(3)}, "flat Box of actions"),
+        ({"single_observation_space": gym.spaces.Box(0, 1, (3, 3))}, "flat Box of observations"),
+        ({"single_observation_space": gym.spaces.Dict()}, "flat Box of observations"),
+    ],
+)
+def test_spaces_that_are_refused(change, words):
+    def function():
+        vec = Plain()
+        vars(vec).update(change)
+        return vec
+
+    refuse(words, function)
+
+
+@pytest.mark.parametrize(
+    "metadata, words",
+    [
+        ({"tasks": ["a"]}, "metadata\\['tasks'\\] must be 2 different names"),
+        ({"tasks": ["a", "a"]}, "metadata\\['tasks'\\] must be 2 different names"),
+        ({"tasks": "ab"}, "metadata\\['tasks'\\] must be a list of names, not 'ab'"),
+        ({"tasks": 2}, "must be a list of names, not 2"),
+        ({"tasks": ["a", ""]}, "must be a list of names"),
+        ({"tasks": ["a", "b\nc"]}, "must be printable"),
+        ({"tasks": ["a", "\ud800"]}, "must be printable"),
+        ({"metrics": "height"}, "must be a list of names, not 'height'"),
+        ({"metrics": ["success"]}, "different names, other than success"),
+        ({"metrics": ["episodic_return"]}, "different names, other than success"),
+    ],
+)
+def test_names_that_are_refused(metadata, words):
+    def function():
+        vec = Plain()
+        vec.metadata = SAME_STEP | metadata
+        return vec
+
+    refuse(words, function)
+
+
+def test_names_of_tasks_in_a_table_and_a_file(tmp_path):
+    names = ('pick, "place"', "größe 10 µm / öffnen")
+    vec = make_tasks(lambda: Counter(), lambda: Counter(5), metadata={"tasks": names})
+    rows = envs.evaluate(vec, Actor([0, 1]), 1, 1)
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    assert vec.tasks == names == tuple(pd.read_csv(tmp_path / "rows.csv")["task"])
+    assert all(name in envs.format_table(rows) for name in names)
+
+
+@pytest.mark.parametrize(
+    "env_id, words",
+    [
+        ("no_such_module:make", "there is no module 'no_such_module'"),
+        ("json.no_such_module:make", "there is no module 'json.no_such_module'"),
+        (":make", "'' is not the name of a module"),
+        (".json:make", "'.json' is not the name of a module"),
+        ("json:", "the module has no function ''"),
+        ("json:no_such_function", "the module has no function 'no_such_function'"),
+        ("json:__name__", "the module has no function '__name__'"),
+    ],
+)
+def test_functions_that_do_not_exist(env_id, words):
+    with pytest.raises(gym.error.Error, match=words) as error:
+        envs.make_vec(env_id, 1)
+    assert "\n" not in str(error.value) and str(error.value).startswith(env_id)
+
+
+def test_a_module_in_the_current_folder_may_be_wrong_itself(tmp_path, monkeypatch):
+    """Its own errors keep their traceback."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("lacking.py").write_text("import no_such_module")
+    Path("wrong.py").write_text("def make(seed, vectorization, render_mode): return [][seed]")
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        envs.make_vec("lacking:make", 1)
+    with pytest.raises(IndexError):
+        envs.make_vec("wrong:make", 1)
+
+
+@pytest.mark.parametrize("returned", [None, Counter(), [Plain()]])
+def test_a_function_that_returns_something_else(returned):
+    refuse(f"returned {type(returned).__name__}, not a gymnasium.vector.VectorEnv", lambda: returned)
+
+
+# Numbers that are not finite
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -1e39, 1e300])
+@pytest.mark.parametrize("part", ["obs", "rewards", "last observation", "success", "action"])
+def test_numbers_that_single_precision_cannot_hold(part, number):
+    """Said with the name of the task, the second one."""
+    spoilt = False
+
+    def spoil(values):
+        values = np.array(values, dtype=float)
+        values[1] = number if spoilt else values[1]
+        return values
+
+    def spoil_infos(infos):
+        if part == "success":
+            infos["success"] = spoil(infos["success"])
+        if part == "last observation" and "final_obs" in infos:
+            infos["final_obs"] = spoil(infos["final_obs"])
+        return infos
+
+    vec = make(lambda: Plain(infos=spoil_infos, **({part: spoil} if part in ("obs", "rewards") else {})))
+    vec.reset()
+    spoilt = True
+    name = {"obs": "observation", "rewards": "reward", "success": r"info\['success'\]"}.get(part, part)
+    actions = np.zeros((2, 1))
+    with pytest.raises(FloatingPointError, match=f"a non-finite {name} in task task-1"):
+        for _ in range(5):
+            vec.step(spoil(actions) if part == "action" else actions)
+    if part == "obs":
+        with pytest.raises(FloatingPointError, match="a non-finite observation in task task-1"):
+            vec.reset()
+
+
+# Drawing
+
+
+@both_kinds
+def test_an_environment_that_cannot_draw_is_refused_at_once(cls):
+    with pytest.raises(gym.error.Error, match="user_function cannot render: its render_mode is None"):
+        make_tasks(lambda: Counter(), cls=cls, render_mode="rgb_array")
+
+
+@pytest.mark.parametrize(
+    "pictures, words",
+    [
+        (None, "not 0 of nothing"),
+        ([np.zeros((8, 8, 3), np.uint8)], r"not 1 of uint8 \[8, 8, 3\]"),
+        ([np.zeros((8, 8, 4), np.uint8)] * 2, r"not 2 of uint8 \[8, 8, 4\]"),
+        ([np.zeros((8, 8, 3))] * 2, r"not 2 of float64 \[8, 8, 3\]"),
+        ([np.zeros((8, 8, 3), np.uint8), None], r"not 2 of .*object \[\]"),
+        ([np.zeros((8, i, 3), np.uint8) for i in (8, 9)], r"not 2 of uint8 \[8, 8|9, 3\], uint8"),
+    ],
+)
+def test_pictures_that_are_refused(pictures, words):
+    def function():
+        vec = Plain()
+        vec.render_mode, vec.render = "rgb_array", lambda: pictures
+        return vec
+
+    with pytest.raises(gym.error.Error, match=f"render must return 2 pictures, .*{words}"):
+        make(function, render_mode="rgb_array")
+
+
+def run_python(code, **environ):
+    folder = Path(__file__).parent.parent
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env={**os.environ, **environ}, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("backend", ["egll", "disable"])
+def test_mujoco_gl_of_another_machine(backend):
+    """Nobody minds unless something is to be drawn that needs OpenGL; what it is set to stays."""
+    done = run_python(
+        "import os, envs, gymnasium\n"
+        "print(envs.make_vec('PointReach-v0', 1, render_mode='rgb_array').reset()[0].shape, os.environ['MUJOCO_GL'])\n"
+        "try: envs.make_vec('Maze-v0', 1, render_mode='rgb_array')\n"
+        "except gymnasium.error.Error as error: print(error)",
+        MUJOCO_GL=backend,
+    )
+    first, second = done.stdout.splitlines()
+    assert first == f"(5, 2) {backend}" and not done.stderr
+    assert second.startswith(f"rendering needs OpenGL, and MUJOCO_GL={backend} does not work here")
+
+
+def test_drawing_whatever_pyopengl_was_told(opengl):
+    done = run_python(
+        "import envs\n"
+        "vec = envs.make_vec('Maze-v0', 1, render_mode='rgb_array')\n"
+        "vec.reset()\n"
+        "print(vec.render()[9].std() > 10)\n"
+        "vec.close()",
+        PYOPENGL_PLATFORM="glx",
+        MUJOCO_GL="",
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+# Evaluation
+
+
+class Actor:
+    """Does nothing; in turn t the policies `policies[t]` do it, the last of them for ever, or `policies` always."""
+
+    def __init__(self, policies, action=0.0):
+        self.turns, self.turn, self.action = np.atleast_2d(policies), 0, action
+
+    def act(self, obs, episode_lengths):
+        self.policies = torch.as_tensor(self.turns[min(self.turn, len(self.turns) - 1)])
+        self.turn += 1
+        return np.full((len(obs), 1), self.action)
+
+
+def test_evaluation_of_the_first_episodes():
+    """The fast task's later episodes, which are shorter, do not count, nor who acted in them."""
+
+    def get_shorter():
+        env = Counter(4)
+        lengths = iter([4, 4] + [2] * 100)
+        env.reset = lambda **kwargs: (setattr(env, "length", next(lengths)), Counter.reset(env, **kwargs))[1]
+        return env
+
+    vec = MultiTaskEnv(SyncVectorEnv([get_shorter, lambda: Counter(10)], **SAME_STEP), ("fast", "slow"), 1)
+    rows = envs.evaluate(vec, Actor([[0, 1]] * 6 + [[1, 1]] * 9 + [[1, 0]]), 2, seed=1)
+    assert list(rows.columns) == ["task", *vec.metrics, "acted/fast", "acted/slow"]
+    assert rows.iloc[0].tolist() == ["fast", 1, 4, 4, 6 / 8, 2 / 8]
+    assert rows.iloc[1].tolist() == ["slow", 1, 10, 10, 5 / 20, 15 / 20]
+
+
+def test_an_evaluation_starts_new_episodes_by_its_seed():
+    vec = envs.make_vec("PointReach-v0", 1)
+    vec.reset()
+    vec.step(np.ones((5, 2)))
+
+    class Ahead(Actor):
+        def act(self, obs, episode_lengths):
+            self.first = getattr(self, "first", obs.tolist())
+            super().act(obs, episode_lengths)
+            return np.ones((5, 2))
+
+    actors = [Ahead(np.arange(5)) for _ in range(3)]
+    rows = [envs.evaluate(vec, actor, 2, seed) for actor, seed in zip(actors, ([1, 2], [1, 2], [1, 3]), strict=True)]
+    assert rows[0].equals(rows[1]) and not rows[0].equals(rows[2])
+    assert actors[0].first == actors[1].first == vec.reset(seed=[1, 2])[0].tolist() != actors[2].first
+    assert rows[0]["episodic_length"].tolist() == [50] * 5
+
+
+def test_a_stopped_evaluation_has_no_rows():
+    stop = []
+
+    class Stopping(Actor):
+        def act(self, obs, episode_lengths):
+            stop.extend([15] * (self.turn == 1))
+            return super().act(obs, episode_lengths)
+
+    actor = Stopping([0])
+    assert envs.evaluate(make_tasks(lambda: Counter(900)), actor, 1, 1, stop=stop) is None and actor.turn == 2
+
+
+def test_an_episode_that_never_ends(monkeypatch):
+    monkeypatch.setattr(envs.multi_task, "MAX_EVALUATION_STEPS", 20)
+    vec = make_tasks(lambda: Counter(), lambda: Counter(5), lambda: Counter(10**9))
+    with pytest.raises(
+        gym.error.Error, match="in 20 steps of evaluation, task task-2 ended 0 of 4 episodes.*TimeLimit"
+    ):
+        envs.evaluate(vec, Actor([0, 1, 2]), 4, 1)
+    assert len(envs.evaluate(make_tasks(lambda: Counter(5)), Actor([0]), 4, 1)) == 1  # in its last turn
+
+
+def test_meta_world_is_evaluated_once_on_each_of_its_goals(monkeypatch):
+    vec = envs.make_vec("MetaWorld:reach-v3,push-v3", 1, evaluation=True)
+    goals = [[], []]
+    for env, numbers in zip(vec.unwrapped.envs, goals, strict=True):
+        env.set_wrapper_attr("_max_episode_steps", 2)
+        start = env.unwrapped._start_episode
+        monkeypatch.setattr(env.unwrapped, "_start_episode", lambda k, s=start, n=numbers: (n.append(k), s(k))[1])
+
+    class Still(Actor):
+        def act(self, obs, episode_lengths):
+            super().act(obs, episode_lengths)
+            return np.zeros((2, 4))
+
+    for _ in range(2):
+        goals[0].clear(), goals[1].clear()
+        envs.evaluate(vec, Still([0, 1]), 50, seed=[1, 2])
+        assert goals == [[*range(50), 0]] * 2  # the last is of the episode that follows
+
+
+def test_table():
+    rows = pd.DataFrame(
+        [[7, "own", "left", 1.0, -3.14159, 5.0, 0.25, 0.75], [7, "own", "right", 0.5, 100.0, 5.0, np.nan, np.nan]],
+        columns="global_step acting task success_rate episodic_return episodic_length acted/left acted/right".split(),
+    )
+    assert [line.split() for line in envs.format_table(rows).splitlines()] == [
+        ["task", "success", "return", "own", "policy"],
+        ["left", "1.00", "-3.14", "0.25"],
+        ["right", "0.50", "100.00", "-"],
+        ["mean", "0.75", "48.43", "0.25"],
+    ]
+    rows["success_rate"] = np.nan
+    assert [line.split()[1] for line in envs.format_table(rows).splitlines()[1:]] == ["-"] * 3
+
+
+# Videos
+
+
+def read_video(path):
+    """Its frames [T, H, W, 3], and frames per second."""
+    reader = imageio_ffmpeg.read_frames(str(path))
+    meta = next(reader)
+    width, height = meta["size"]
+    return np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]), meta["fps"]
+
+
+@both_kinds
+def test_a_video_lasts_until_the_first_episode_of_every_task_has_ended(cls, tmp_path):
+    tasks = [lambda n=n: Counter(n, render_mode="rgb_array") for n in (3, 25)]
+    vec = make_tasks(*tasks, cls=cls, render_mode="rgb_array")
+    path = tmp_path / "videos" / "own.mp4"
+    envs.evaluate(vec, Actor([[0, 1]] * 5 + [[1, 1]]), 2, 1, path)
+    frames, fps = read_video(path)
+    assert len(frames) == 25 and fps == 10
+    left, right = np.split(frames, 2, axis=2)
+    brightness = [tile[:, 40:90, 10:50].mean((1, 2, 3)) for tile in (left, right)]
+    assert np.allclose(brightness[0], [0, 10, *[20] * 23], atol=4)  # its last picture stands still
+    assert np.allclose(brightness[1], 10 * np.arange(25), atol=4)
+    title, below = left[0, :17], left[0, 17:34]
+    assert title.max() > 200 and below.max() > 200  # the names of the task and of the policy
+    assert np.abs(title.astype(int) - right[0, :17]).max() > 100
+    vec.close()
+
+
+def test_a_video_names_who_acts(tmp_path):
+    vec = make_tasks(*[lambda: Counter(9, render_mode="rgb_array")] * 2, render_mode="rgb_array")
+    envs.evaluate(vec, Actor([[0, 1]] * 4 + [[1, 1]]), 1, 1, tmp_path / "own.mp4")
+    first_task = read_video(tmp_path / "own.mp4")[0][:, :34, :224].astype(int)
+    title, policy = first_task[:, :17], first_task[:, 17:]
+    assert np.abs(title[3] - title[4]).max() < 60 and np.abs(policy[3] - policy[4]).max() > 100
+
+
+@both_kinds
+def test_tasks_that_draw_who_acts_are_told(cls, tmp_path):
+    tasks = [lambda: Counter(4, render_mode="rgb_array")] * 2
+    turns = [[0, 1], [1, 0], [1, 1], [0, 0]]
+    told = make_tasks(*tasks, cls=cls, metadata={"attributes": ("acting_policy",)}, render_mode="rgb_array")
+    others = make_tasks(*tasks, cls=cls, render_mode="rgb_array")
+    for vec, expected in ((told, ([0, 1, 1, 0], [1, 0, 1, 0])), (others, ([None] * 4,) * 2)):
+        envs.evaluate(vec, Actor(turns), 1, 1, tmp_path / "own.mp4")
+        acted = vec.unwrapped.get_attr("acted")
+        assert tuple(numbers[-4:] for numbers in acted) == expected
+        vec.close()
+
+
+def test_frames_are_written_as_they_come(tmp_path, monkeypatch):
+    """So that the memory for a video does not grow with its length."""
+    written = []
+
+    class Writer(envs.multi_task.FFMPEG_VideoWriter):
+        def write_frame(self, frame):
+            written.append(frame.shape)
+            super().write_frame(frame)
+
+    class Counting(Actor):
+        def act(self, obs, episode_lengths):
+            assert len(written) == self.turn
+            return super().act(obs, episode_lengths)
+
+    monkeypatch.setattr(envs.multi_task, "FFMPEG_VideoWriter", Writer)
+    vec = make_tasks(lambda: Counter(12, render_mode="rgb_array"), render_mode="rgb_array")
+    envs.evaluate(vec, Counting([0]), 1, 1, tmp_path / "own.mp4")
+    assert len(written) == 12
+
+
+def test_pointreach_is_drawn_in_the_colour_of_who_acts(tmp_path):
+    class Ahead(Actor):
+        def act(self, obs, episode_lengths):
+            super().act(obs, episode_lengths)
+            return np.ones((2, 2))
+
+    vec = envs.make_vec("PointReach2-v0", 1, render_mode="rgb_array")
+    policies = {}
+    for acting in (0, 1):
+        path = tmp_path / f"{acting}.mp4"
+        envs.evaluate(vec, Ahead([acting, acting]), 1, 1, path)
+        frames, fps = read_video(path)
+        assert len(frames) == 50 and fps == pointreach.PointReach.metadata["render_fps"]
+        color = np.array(pointreach.COLORS[vec.tasks[acting]])
+        policies[acting] = (np.abs(frames[12, 34:].astype(int) - color).sum(-1) < 60).sum()
+        other = np.array(pointreach.COLORS[vec.tasks[1 - acting]])
+        policies[acting] -= (np.abs(frames[12, 34:].astype(int) - other).sum(-1) < 60).sum()
+    assert policies[0] > policies[1] + 200  # pixels of the way, in both tiles

@@ -306,8 +306,7 @@ def test_vector_environment():
     vec.close()
 
 
-def test_render(monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", envs.choose_opengl())
+def test_render(opengl):
     closing, opening = (KitchenMT10(task, render_mode="rgb_array") for task in (1, 0))
     for env in (closing, opening):
         env.reset(seed=0)

@@ -178,8 +178,7 @@ def colored(frame: np.ndarray, channel: int) -> tuple[float, float]:
     return (columns.mean() - 160) / 26.3, (120 - rows.mean()) / 26.3  # on the floor, a cell is 26 pixels
 
 
-def test_render(monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", envs.choose_opengl())
+def test_render(opengl):
     tasks = [Maze(task, render_mode="rgb_array") for task in (0, 1)]
     for env in tasks:
         env.reset(seed=0)

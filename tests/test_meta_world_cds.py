@@ -268,8 +268,7 @@ def test_the_scene_holds_nothing_twice():
     assert (model.nq, model.nu, model.neq, model.nmocap) == (11, 2, 1, 1)
 
 
-def test_render(monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", envs.choose_opengl())
+def test_render(opengl):
     tasks = [MetaWorldCDS(task, render_mode="rgb_array") for task in (1, 3)]
     for env in tasks:
         env.reset(seed=0)

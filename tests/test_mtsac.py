@@ -1,4 +1,4 @@
-"""qmp_mtsac.py: heads on shared trunks, and PCGrad on the trunks."""
+"""qmp_mtsac.py: heads on shared trunks, one head for all tasks, and PCGrad on the trunks."""
 
 import copy
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import qmp_mtsac
-from qmp_mtsac import Actor, Args, Batch, Critic, make_agent, project_conflicts, squash, step_optimizer, update
+from qmp_mtsac import Actor, Agent, Args, Batch, Critic, project_conflicts, squash, step_optimizer, update
 
 N, B, O, A, HIDDEN = 3, 6, 4, 2, (16, 8)
 F64 = torch.float64
@@ -28,44 +28,53 @@ def plain(trunk, heads, s, i):
     return nn.Sequential(*layers[:-2]), layers[-2]
 
 
-def test_forward_is_trunk_and_head():
+@pytest.mark.parametrize("heads", [N, 1])
+def test_forward_is_trunk_and_head(heads):
     torch.manual_seed(0)
-    actor, qf = Actor(N, O, A, HIDDEN), Critic(N, O, A, HIDDEN)
+    actor, qf = Actor(N, O, A, HIDDEN, heads), Critic(N, O, A, HIDDEN, heads)
+    assert len(actor.heads.weight) == heads and len(qf.heads.weight) == 2 * heads
     obs, actions = torch.randn(N, B, O), torch.randn(N, B, A)
     mean, log_std = actor(obs)
     values = qf(obs, actions)
+    assert mean.shape == log_std.shape == (N, B, A) and values.shape == (2, N, B)
     for i in range(N):
-        trunk, head = plain(actor.trunk, actor.heads, 0, i)
+        own = i if heads == N else 0
+        trunk, head = plain(actor.trunk, actor.heads, 0, own)
         assert_close(torch.cat([mean[i], log_std[i]], -1), head(trunk(obs[i])))
         for s in range(2):
-            trunk, head = plain(qf.trunk, qf.heads, s, s * N + i)
+            trunk, head = plain(qf.trunk, qf.heads, s, s * heads + own)
             assert_close(values[s, i], head(trunk(torch.cat([obs[i], actions[i]], -1))).squeeze(-1))
 
 
-def test_candidates_come_from_one_pass_of_the_trunk():
+@pytest.mark.parametrize("heads", [N, 1])
+def test_all_policies_in_the_same_states_take_one_pass_of_the_trunk(heads):
     torch.manual_seed(0)
-    actor, obs, calls = Actor(N, O, A, HIDDEN), torch.randn(N, O), []
+    actor, obs, calls = Actor(N, O, A, HIDDEN, heads), torch.randn(N, O), []
     expected = actor(obs.expand(N, N, O))
     actor.trunk.register_forward_hook(lambda module, inputs, output: calls.append(inputs[0].shape))
-    for got, want in zip(actor.candidates(obs), expected, strict=True):
+    for got, want in zip(actor(obs.unsqueeze(0)), expected, strict=True):
+        assert got.shape == (N, N, A)
         assert_close(got, want)
-    for policies in ([0, 1, 2], [2, 2, 0], [1, 1, 1]):
-        for got, want in zip(actor.chosen(obs, torch.tensor(policies)), expected, strict=True):
-            assert_close(got, want[policies, range(N)])
-    assert calls == 4 * [(1, N, O)]
+    assert calls == [(1, N, O)]
 
 
 class PlainAgent:
-    """Multi-head SAC with plain modules and one backward pass for each task; starts from an agent of the script."""
+    """Multi-head SAC with plain modules and a loss for each task; starts from an agent of the script.
+
+    With one head for all tasks it is a single SAC agent, which learns from the tasks' transitions together.
+    """
 
     def __init__(self, agent, args):
-        actor, qf, qf_target, self.log_alpha, *_ = copy.deepcopy(agent)
-        heads = [plain(actor.trunk, actor.heads, 0, i) for i in range(N)]
+        agent = copy.deepcopy(agent)
+        self.log_alpha = agent.log_alpha
+        H = len(self.log_alpha)
+        self.own = [0] * N if H == 1 else range(N)  # head and temperature of each task
+        heads = [plain(agent.actor.trunk, agent.actor.heads, 0, i) for i in range(H)]
         self.actor_trunk, self.actor_heads = heads[0][0], [head for _, head in heads]
         self.qf, self.qf_target = (
-            [(plain(net.trunk, net.heads, s, 0)[0], [plain(net.trunk, net.heads, s, s * N + i)[1] for i in range(N)])
+            [(plain(net.trunk, net.heads, s, 0)[0], [plain(net.trunk, net.heads, s, s * H + i)[1] for i in range(H)])
              for s in range(2)]
-            for net in (qf, qf_target)
+            for net in (agent.qf, agent.qf_target)
         )  # fmt: skip
         self.args = args
         parameters = [*self.actor_trunk.parameters(), *(p for head in self.actor_heads for p in head.parameters())]
@@ -78,16 +87,16 @@ class PlainAgent:
         return [p for trunk, heads in critics for net in (trunk, *heads) for p in net.parameters()]
 
     def act(self, i, obs, noise):
-        mean, log_std = self.actor_heads[i](self.actor_trunk(obs)).chunk(2, -1)
+        mean, log_std = self.actor_heads[self.own[i]](self.actor_trunk(obs)).chunk(2, -1)
         return squash(mean, log_std.clamp(-20, 2), noise)
 
-    @staticmethod
-    def values(critics, i, obs, actions):
+    def values(self, critics, i, obs, actions):
         x = torch.cat([obs, actions], -1)
-        return torch.cat([heads[i](trunk(x)) for trunk, heads in critics], -1)  # [B, 2]
+        return torch.cat([heads[self.own[i]](trunk(x)) for trunk, heads in critics], -1)  # [B, 2]
 
     def update(self, data, noise):
-        alpha = self.log_alpha.exp().detach()
+        log_alpha = self.log_alpha[self.own]  # [N]
+        alpha = log_alpha.exp().detach()
         losses = 0
         for i in range(N):
             obs, actions, rewards, next_obs, terminations = (field[i] for field in data)
@@ -103,7 +112,7 @@ class PlainAgent:
             losses = losses + (alpha[i] * log_prob - self.values(self.qf, i, data.obs[i], actions).amin(1)).mean()
             log_probs.append(log_prob.detach())
         self.step(self.actor_optimizer, losses)
-        self.step(self.a_optimizer, -(self.log_alpha * (torch.stack(log_probs) - A).mean(1)).sum())
+        self.step(self.a_optimizer, -(log_alpha * (torch.stack(log_probs) - A).mean(1)).sum())
         with torch.no_grad():
             pairs = zip(self.critic_parameters(self.qf), self.critic_parameters(self.qf_target), strict=True)
             for p, target in pairs:
@@ -121,45 +130,69 @@ def batch():
     return Batch(*(torch.randn(*shape, dtype=F64).tanh() for shape in shapes), (torch.rand(N, B) < 0.2).double())
 
 
-def test_updates_are_those_of_plain_modules():
+@pytest.mark.parametrize("fully_shared", [False, True])
+def test_updates_are_those_of_plain_modules(make_learner, fixed_noise, fully_shared):
     torch.manual_seed(0)
-    args = Args(hidden_sizes=HIDDEN)
-    agent = make_agent(N, O, A, args, torch.device("cpu"))
-    for part in agent[:3]:
-        part.double()
-    log_alpha = torch.randn(N, dtype=F64, requires_grad=True)
-    agent = agent._replace(log_alpha=log_alpha, a_optimizer=torch.optim.Adam([log_alpha], lr=args.q_lr))
+    args = Args(hidden_sizes=HIDDEN, fully_shared=fully_shared, qmp=not fully_shared)
+    agent, optimizers = make_learner(qmp_mtsac, N, O, A, args)
+    H = 1 if fully_shared else N
+    assert agent.log_alpha.shape == (H,)
     single = PlainAgent(agent, args)
     for _ in range(20):
-        data, state = batch(), torch.get_rng_state()
-        noise = torch.randn(2, N, B, A)
-        torch.set_rng_state(state)
-        update(agent, data, args)
-        single.update(data, noise.double())
-    for i in range(N):
+        data, noise, alpha = batch(), torch.randn(2, N, B, A, dtype=F64), agent.log_alpha.exp().detach().clone()
+        with fixed_noise(noise):
+            info = update(agent, optimizers, data, args)
+        assert all(values.shape == (N,) and not values.requires_grad for values in info.values())
+        assert torch.equal(info["alpha"], alpha.expand(N))
+        single.update(data, noise)
+    for i in range(H):
         trunk, head = plain(agent.actor.trunk, agent.actor.heads, 0, i)
         for net, other in ((trunk, single.actor_trunk), (head, single.actor_heads[i])):
             for p, q in zip(net.parameters(), other.parameters(), strict=True):
                 assert_close(p, q, rtol=1e-8, atol=1e-10)
         for stack, others in ((agent.qf, single.qf), (agent.qf_target, single.qf_target)):
             for s in range(2):
-                trunk, head = plain(stack.trunk, stack.heads, s, s * N + i)
+                trunk, head = plain(stack.trunk, stack.heads, s, s * H + i)
                 for net, other in ((trunk, others[s][0]), (head, others[s][1][i])):
                     for p, q in zip(net.parameters(), other.parameters(), strict=True):
                         assert_close(p, q, rtol=1e-8, atol=1e-10)
     assert_close(agent.log_alpha, single.log_alpha, rtol=1e-8, atol=1e-10)
 
 
-def test_an_update_with_pcgrad(monkeypatch):
+def test_fully_shared_is_one_agent_for_all_tasks():
+    """Tasks are not told apart: in the same states all have the same policy and the same values."""
+    torch.manual_seed(0)
+    agent = Agent(N, O, A, Args(hidden_sizes=HIDDEN, fully_shared=True, qmp=False))
+    obs, actions = torch.randn(1, B, O).expand(N, -1, -1), torch.randn(1, B, A).expand(N, -1, -1)
+    for outputs in (*agent.actor(obs), *agent.qf(obs, actions), *agent.qf_target(obs, actions)):
+        assert_close(outputs, outputs[:1].expand_as(outputs))
+    assert agent.log_alpha.tolist() == [0.0]
+
+
+def test_fully_shared_has_nothing_to_switch(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        qmp_mtsac.main(["--fully-shared", "--run-dir", str(tmp_path / "run")])
+    assert stop.value.code == 2 and "--no-qmp" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_fully_shared_trains_and_evaluates(tmp_path):
+    flags = "--total-timesteps 300 --learning-starts 100 --batch-size 4 --hidden-sizes 8 --eval-episodes 1 --no-cuda"
+    flags = [*flags.split(), "--fully-shared", "--no-qmp", "--pcgrad", "--eval-mixture"]
+    agent = qmp_mtsac.main([*flags, "--run-dir", str(tmp_path / "run")])
+    assert agent.log_alpha.shape == (1,) and agent.log_alpha < 0
+
+
+def test_an_update_with_pcgrad(monkeypatch, make_learner):
     """It projects the gradients of both critics' trunks, then those of the policies'."""
     calls, trunks = [], {}
     monkeypatch.setattr(qmp_mtsac, "project_conflicts", lambda g: calls.append(len(g)) or project_conflicts(g))
     for pcgrad in (False, True):
         torch.manual_seed(0)
         args = Args(hidden_sizes=HIDDEN, pcgrad=pcgrad)
-        agent = make_agent(N, O, A, args, torch.device("cpu"))
+        agent, optimizers = make_learner(qmp_mtsac, N, O, A, args)
         for _ in range(3):  # Adam's first step follows the signs alone
-            update(agent, Batch(*(x.float() for x in batch())), args)
+            update(agent, optimizers, batch(), args)
         trunks[pcgrad] = [p.clone() for net in (agent.actor, agent.qf) for p in net.trunk.parameters()]
         assert calls == ([2, 1] * 3 if pcgrad else [])
     assert all(not torch.equal(p, q) for p, q in zip(*trunks.values(), strict=True))
@@ -201,8 +234,7 @@ def test_pcgrad_with_a_gradient_of_zero():
 @pytest.mark.parametrize("net", ["actor", "qf"])
 def test_pcgrad_projects_the_trunk_and_leaves_the_heads(monkeypatch, net):
     torch.manual_seed(0)
-    args = Args(hidden_sizes=HIDDEN)
-    agent = make_agent(N, O, A, args, torch.device("cpu"))
+    agent = Agent(N, O, A, Args(hidden_sizes=HIDDEN))
     module = getattr(agent, net)
     obs, actions = torch.randn(N, B, O), torch.randn(N, B, A)
 
@@ -215,7 +247,7 @@ def test_pcgrad_projects_the_trunk_and_leaves_the_heads(monkeypatch, net):
     monkeypatch.setattr(qmp_mtsac, "project_conflicts", lambda g: seen.append(g) or project_conflicts(g))
     optimizer = torch.optim.SGD(module.parameters(), lr=0)
     state = torch.get_rng_state()
-    step_optimizer(optimizer, losses(), [*module.trunk.parameters()])
+    step_optimizer(optimizer, losses(), module.trunk)
     trunk = [p.grad.clone() for p in module.trunk.parameters()]
     heads = [p.grad.clone() for p in module.heads.parameters()]
     # One backward pass for each task gives the same gradients of the trunk.
@@ -225,6 +257,6 @@ def test_pcgrad_projects_the_trunk_and_leaves_the_heads(monkeypatch, net):
     torch.set_rng_state(state)
     assert_close(torch.cat([g.flatten(1) for g in trunk], 1), project_conflicts(seen[0]))
     assert not torch.allclose(project_conflicts(seen[0]), seen[0].sum(1))  # there were conflicts
-    step_optimizer(optimizer, losses())
+    step_optimizer(optimizer, losses(), None)
     for p, gradient in zip(module.heads.parameters(), heads, strict=True):
         assert_close(p.grad, gradient)

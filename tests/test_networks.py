@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.testing import assert_close
 
-from qmp_sac import Actor, Critic, StackedLinear, squash, stacked_mlp
+from qmp_sac import Actor, Agent, Args, Critic, StackedLinear, squash, stacked_mlp
 
 SIZES = {
     "N": st.integers(1, 5),
@@ -36,6 +36,13 @@ def test_actor_equals_plain_networks(unstack, N, B, O, A, hidden_sizes, seed):
         out = unstack(actor.net, i)(obs[i])  # [B, 2A]
         assert_close(mean[i], out[:, :A], rtol=1e-12, atol=1e-12)
         assert_close(log_std[i], out[:, A:].clamp(-20, 2), rtol=1e-12, atol=1e-12)
+    # Of all policies in the same states.
+    mean, log_std = actor(obs[:1])
+    assert mean.shape == log_std.shape == (N, B, A)
+    for j in range(N):
+        out = unstack(actor.net, j)(obs[0])
+        assert_close(mean[j], out[:, :A], rtol=1e-12, atol=1e-12)
+        assert_close(log_std[j], out[:, A:].clamp(-20, 2), rtol=1e-12, atol=1e-12)
 
 
 @given(**SIZES)
@@ -54,7 +61,7 @@ def test_critic_equals_plain_networks(unstack, N, B, O, A, hidden_sizes, seed):
 @pytest.mark.parametrize("hidden_sizes", [(), (5,), (5, 6, 7)])
 def test_layers(hidden_sizes):
     """As many layers as asked for, of the sizes asked for, with ReLU between them and not after the last."""
-    net = stacked_mlp(2, (3, *hidden_sizes, 4))
+    net = stacked_mlp(2, 3, *hidden_sizes, 4)
     linear, rest = net[::2], net[1::2]
     assert [layer.weight.shape for layer in linear] == [
         (2, i, o) for i, o in zip((3, *hidden_sizes), (*hidden_sizes, 4), strict=True)
@@ -117,6 +124,15 @@ def test_networks_start_as_linear():
         check_initialisation(layer.weight, layer.bias)
     q1, q2 = qf(torch.ones(3, 1, 39), torch.ones(3, 1, 4))
     assert torch.cat([q1, q2]).unique().numel() == 6  # no two critics alike
+
+
+def test_agent_starts_with_its_critics_as_targets_and_the_alpha_asked_for():
+    torch.manual_seed(0)
+    for args, alpha in ((Args(hidden_sizes=(8,)), 1.0), (Args(hidden_sizes=(8,), alpha=0.2), 0.2)):
+        agent = Agent(3, 4, 2, args)
+        assert_close(agent.log_alpha.exp().tolist(), [alpha] * 3)
+        for p, target in zip(agent.qf.parameters(), agent.qf_target.parameters(), strict=True):
+            assert torch.equal(p, target) and p.data_ptr() != target.data_ptr() and not target.requires_grad
 
 
 # Squashed Gaussian

@@ -1,112 +1,77 @@
-"""The Q-switch of qmp_sac.py: q_switch against a plain double loop, and what select_actions makes of it."""
+"""The Q-switch of qmp_sac.py: q_switch against a plain double loop, and what Mixture makes of it."""
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.testing import assert_close
 
 import qmp_sac
-from qmp_sac import Actor, Args, Critic, q_switch, select_actions, squash
+from qmp_sac import Actor, Agent, Args, Critic, Mixture, q_switch
 
 F64 = torch.float64
 
 
-def standard_gumbel(*shape):
-    return -torch.empty(*shape, dtype=F64).exponential_().log()
+def constant_policies(mean, log_std=-20.0):
+    """Policies that do not look at the states: mean and log_std [P, N, A] of policies j with mean[j] (or [j][A])."""
+    mean = torch.as_tensor(mean, dtype=F64).view(len(mean), 1, -1).expand(-1, len(mean), -1)
+    return mean, torch.full_like(mean, log_std)
 
 
-def constant_actor(mean, log_std=-20.0):
-    """Policies that do not look: policy j's mean before tanh is mean[j] (or [j][A]), its log std the one given."""
-    mean = torch.as_tensor(mean, dtype=F64).view(len(mean), 1, -1)  # [N, 1, A]
-    actor = Actor(len(mean), 2, mean.shape[-1], ()).double()
-    with torch.no_grad():
-        actor.net[0].weight.zero_()
-        actor.net[0].bias.copy_(torch.cat([mean, torch.full_like(mean, log_std)], dim=-1))
-    return actor
-
-
-def linear_critic(slopes, A=1):
+def linear_critic(slopes):
     """Critics Q_c,i(s, a) = slopes[c][i] * (sum of a)."""
     slopes = torch.as_tensor(slopes, dtype=F64)  # [2, N]
-    N = slopes.shape[1]
-    qf = Critic(N, 2, A, ()).double()
-    with torch.no_grad():
-        qf.net[0].bias.zero_()
-        qf.net[0].weight.zero_()
-        qf.net[0].weight[:, 2:] = slopes.view(2 * N, 1, 1)
-    return qf
+    return lambda obs, actions: slopes[:, :, None] * actions.sum(-1)
 
 
-def preferring_critic(actor, table, width=0.01):
-    """Critics, both alike, that score policy j of a `constant_actor` (A = 1) at table[i][j] in task i.
-
-    A sum of one hat function of the action for each policy, made of three ReLUs each.
-    """
-    table = torch.as_tensor(table, dtype=F64)  # [N, P]
-    N = len(table)
-    centres = torch.tanh(actor.net[0].bias[:, 0, 0].detach())  # [P]
-    assert torch.pdist(centres[:, None]).min() > 2 * width
-    qf = Critic(N, 2, 1, (3 * N,)).double()
-    first, last = qf.net[0], qf.net[2]
-    with torch.no_grad():
-        first.weight.zero_()
-        first.weight[:, 2] = 1 / width
-        first.bias.copy_((torch.tensor([1.0, 0, -1]) - centres[:, None] / width).view(1, 1, 3 * N))
-        hats = table[:, :, None] * torch.tensor([1.0, -2, 1])  # [N, P, 3]
-        last.weight.copy_(hats.view(N, 3 * N, 1).repeat(2, 1, 1))
-        last.bias.zero_()
-    return qf
-
-
-def switch(actor, qf, args, alpha=None, gumbel=None, noise=None):
-    """q_switch with no noise, no Gumbel and alpha 1 unless given; the observations are zeros, float64."""
-    N, A = actor.net[-1].bias.shape[0], actor.net[-1].bias.shape[-1] // 2
-    alpha = torch.ones(N, dtype=F64) if alpha is None else alpha
-    noise = torch.zeros(N, N, max(args.switch_samples, 1), A, dtype=F64) if noise is None else noise
-    gumbel = torch.zeros(N, N, dtype=F64) if gumbel is None else gumbel
-    return q_switch(actor, qf, alpha, torch.zeros(N, 2, dtype=F64), noise, gumbel, args)
+def rate(policies, qf, alpha=None, noise=None):
+    """q_switch in states of zeros."""
+    return q_switch(*policies, qf, torch.zeros(len(policies[0]), 2, dtype=F64), alpha, noise)
 
 
 # The double loop
 
 
-def loop_q_switch(policies, critics, alpha, obs, noise, gumbel, args):
-    """Eq. 2 of the paper by single networks and single actions.
+def loop_q_switch(policies, critics, obs, alpha=None, noise=None):
+    """Eq. 2 of the paper by single networks and single actions: scores [N][P].
 
-    policies[j] and critics[c][i] are plain networks. Returns lists: what decides [N][P], first actions, scores [N][P].
+    policies[j] maps a state to mean and log std before tanh, critics[i] are two functions of state and action.
     """
-    N, K = len(policies), args.switch_samples
-    all_keys, first_actions, all_scores = [], [], []
-    for i in range(N):
-        scores, actions = [], []
-        for j in range(N):
-            mean, log_std = policies[j](obs[i]).chunk(2)
-            std = log_std.clamp(-20, 2).exp()
-            policy = TransformedDistribution(Normal(mean, std), TanhTransform(cache_size=1))
+    scores = []
+    for i, (q1, q2) in enumerate(critics):
+        scores.append([])
+        for j, policy in enumerate(policies):
+            mean, log_std = policy(obs[i])
+            gaussian = Normal(mean, log_std.clamp(-20, 2).exp())
+            squashed = TransformedDistribution(gaussian, TanhTransform(cache_size=1))
             samples = []
-            for n in [torch.zeros_like(mean)] if K == 0 else noise[j, i]:
-                action = policy.transforms[0](mean + std * n)
+            for n in [torch.zeros_like(mean)] if noise is None else noise[:, j, i]:
+                action = squashed.transforms[0](gaussian.mean + gaussian.stddev * n)
                 x = torch.cat([obs[i], action])
-                score = min(critics[0][i](x).item(), critics[1][i](x).item())
-                if args.switch_entropy:
-                    score -= alpha[i].item() * policy.log_prob(action).sum().item()
+                score = min(q1(x).item(), q2(x).item())
+                if alpha is not None:
+                    score -= alpha[i].item() * squashed.log_prob(action).sum().item()
                 samples.append(score)
-            scores.append(sum(samples) / len(samples))
-            actions.append(torch.tanh(mean + std * noise[j, i, 0]))
-        if args.switch_rule == "argmax":
-            keys = scores
-        elif args.switch_rule == "softmax":
-            keys = [scores[j] / args.switch_temperature + gumbel[i, j].item() for j in range(N)]
-        else:
-            keys = gumbel[i].tolist()
-        all_keys.append(keys)
-        first_actions.append(torch.stack(actions))
-        all_scores.append(scores)
-    return all_keys, first_actions, all_scores
+            scores[i].append(sum(samples) / len(samples))
+    return scores
+
+
+@pytest.fixture(scope="session")
+def plain_networks(unstack):
+    """A function (actor, qf) -> their policies and pairs of critics, as `loop_q_switch` takes them."""
+
+    def plain_networks(actor, qf):
+        nets = [unstack(actor.net, j) for j in range(actor.N)]
+        policies = [lambda x, net=net: net(x).chunk(2) for net in nets]
+        return policies, [(unstack(qf.net, i), unstack(qf.net, actor.N + i)) for i in range(actor.N)]
+
+    return plain_networks
 
 
 @torch.no_grad()
@@ -116,41 +81,73 @@ def loop_q_switch(policies, critics, alpha, obs, noise, gumbel, args):
     A=st.integers(1, 3),
     K=st.sampled_from([0, 1, 3]),
     hidden_sizes=st.sampled_from([(), (8,), (7, 5)]),
-    rule=st.sampled_from(["argmax", "softmax", "uniform"]),
     entropy=st.booleans(),
-    temperature=st.sampled_from([0.1, 1.0, 3.0]),
     seed=st.integers(0, 2**31),
 )
-def test_q_switch_equals_double_loop(unstack, N, O, A, K, hidden_sizes, rule, entropy, temperature, seed):
+def test_q_switch_equals_double_loop(plain_networks, N, O, A, K, hidden_sizes, entropy, seed):
     torch.manual_seed(seed)
     actor, qf = Actor(N, O, A, hidden_sizes).double(), Critic(N, O, A, hidden_sizes).double()
     for parameter in [*actor.parameters(), *qf.parameters()]:
         parameter *= 3  # so that policies and critics differ by more than a start's
-    alpha, obs = torch.rand(N, dtype=F64) + 0.01, 2 * torch.randn(N, O, dtype=F64)
-    noise, gumbel = torch.randn(N, N, max(K, 1), A, dtype=F64), standard_gumbel(N, N)
-    args = Args(switch_samples=K, switch_rule=rule, switch_entropy=entropy, switch_temperature=temperature)
+    obs = 2 * torch.randn(N, O, dtype=F64)
+    alpha = torch.rand(N, dtype=F64) + 0.01 if entropy else None
+    noise = torch.randn(K, N, N, A, dtype=F64) if K else None
 
-    chosen, actions, scores = q_switch(actor, qf, alpha, obs, noise, gumbel, args)
+    chosen, scores = q_switch(*actor(obs.unsqueeze(0)), qf, obs, alpha, noise)
 
-    policies = [unstack(actor.net, j) for j in range(N)]
-    critics = [[unstack(qf.net, c * N + i) for i in range(N)] for c in range(2)]
-    all_keys, first_actions, all_scores = loop_q_switch(policies, critics, alpha, obs, noise, gumbel, args)
-    assert chosen.shape == (N,) and actions.shape == (N, N, A) and scores.shape == (N, N)
-    for choice, keys in zip(chosen.tolist(), all_keys, strict=True):
-        assert keys[choice] > max(keys) - 1e-4 * max(1, abs(max(keys)))  # ties have their own tests
-    assert_close(actions, torch.stack(first_actions), rtol=1e-9, atol=1e-12)
-    assert_close(scores, torch.tensor(all_scores, dtype=F64), rtol=1e-8, atol=1e-8)
+    expected = loop_q_switch(*plain_networks(actor, qf), obs, alpha, noise)
+    assert chosen.shape == (N,) and scores.shape == (N, N)
+    assert_close(scores, torch.tensor(expected, dtype=F64), rtol=1e-8, atol=1e-8)
+    for i, row in enumerate(expected):
+        largest, tolerance = max(row), 1e-5 * max(1, *map(abs, row))
+        own = row[i] > largest - tolerance
+        if abs(row[i] - largest + tolerance) > 1e-7:  # but for rounding at the very tolerance
+            assert chosen[i] == (i if own else row.index(largest))
 
 
 def test_double_loop_sees_every_choice():
     """At random networks the switch does choose others and own, so that the comparison above is not of constants."""
     torch.manual_seed(0)
-    N, chosen = 4, []
+    N, obs, chosen = 4, torch.zeros(4, 2, dtype=F64), []
     for _ in range(50):
         actor, qf = Actor(N, 2, 1, (8,)).double(), Critic(N, 2, 1, (8,)).double()
-        chosen.append(switch(actor, qf, Args(), noise=torch.randn(N, N, 1, 1, dtype=F64))[0])
+        chosen.append(q_switch(*actor(obs.unsqueeze(0)), qf, obs)[0])
     counts = torch.stack([torch.bincount(row, minlength=N) for row in torch.stack(chosen).T])
     assert (counts >= 3).all()
+
+
+class PlainPolicy(nn.Module):
+    """A policy of one task, as a program without stacks has it: obs [B, O] -> mean and log std [B, A]."""
+
+    def __init__(self, O, A):
+        super().__init__()
+        self.mean, self.log_std = nn.Sequential(nn.Linear(O, 8), nn.Tanh(), nn.Linear(8, A)), nn.Linear(O, A)
+
+    def forward(self, obs):
+        return self.mean(obs), self.log_std(obs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("K", [0, 2])
+def test_q_switch_of_lists_of_modules(K):
+    """q_switch serves other programs too, whose policies and critics are lists of modules."""
+    torch.manual_seed(0)
+    N, O, A = 4, 3, 2
+    policies = [PlainPolicy(O, A).double() for _ in range(N)]
+    critics = [[nn.Sequential(nn.Linear(O + A, 8), nn.ReLU(), nn.Linear(8, 1)).double() for _ in "12"] for _ in "1234"]
+    obs = torch.randn(N, O, dtype=F64)
+    alpha, noise = (torch.rand(N, dtype=F64), torch.randn(K, N, N, A, dtype=F64)) if K else (None, None)
+
+    mean, log_std = (torch.stack(outputs) for outputs in zip(*(policy(obs) for policy in policies), strict=True))
+
+    def qf(obs, actions):
+        pairs = zip(critics, torch.cat([obs, actions], dim=-1), strict=True)
+        return torch.stack([torch.stack([q1(x), q2(x)]).squeeze(-1) for (q1, q2), x in pairs], dim=1)
+
+    chosen, scores = q_switch(mean, log_std, qf, obs, alpha, noise)
+    expected = torch.tensor(loop_q_switch(policies, critics, obs, alpha, noise), dtype=F64)
+    assert_close(scores, expected, rtol=1e-9, atol=1e-9)
+    assert torch.equal(chosen, expected.argmax(1)) and len(chosen.unique()) > 1
 
 
 # Ties
@@ -161,21 +158,30 @@ def test_double_loop_sees_every_choice():
 def test_tie_of_all_goes_to_own_policy(N, K):
     """Critics that answer the same to every action."""
     torch.manual_seed(0)
-    actor, qf = Actor(N, 2, 3, (8,)).double(), linear_critic([[0.0] * N] * 2, A=3)
-    noise = torch.randn(N, N, max(K, 1), 3, dtype=F64)
-    chosen, _, scores = switch(actor, qf, Args(switch_samples=K, switch_entropy=False), noise=noise)
+    policies = constant_policies(torch.randn(N, 3), log_std=0.0)
+    noise = torch.randn(K, N, N, 3, dtype=F64) if K else None
+    chosen, scores = rate(policies, linear_critic([[0.0] * N] * 2), noise=noise)
     assert chosen.tolist() == list(range(N))
     assert (scores == 0).all()
 
 
 def test_tie_with_own_policy_goes_to_own_and_of_others_to_the_lowest():
     """Five policies; 0, 2 and 4 do one thing, 1 and 3 another."""
-    actor = constant_actor([-1.0, 1, -1, 1, -1])
-    args = Args(switch_entropy=False)
-    chosen, _, _ = switch(actor, linear_critic([[1.0] * 5] * 2), args)
-    assert chosen.tolist() == [1, 1, 1, 3, 1]
-    chosen, _, _ = switch(actor, linear_critic([[-1.0] * 5] * 2), args)
-    assert chosen.tolist() == [0, 0, 2, 0, 4]
+    policies = constant_policies([-1.0, 1, -1, 1, -1])
+    assert rate(policies, linear_critic([[1.0] * 5] * 2))[0].tolist() == [1, 1, 1, 3, 1]
+    assert rate(policies, linear_critic([[-1.0] * 5] * 2))[0].tolist() == [0, 0, 2, 0, 4]
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, -1e4])
+def test_what_counts_as_a_tie(offset):
+    """A hundred-thousandth of the largest score, or of 1 if that is smaller: more than rounding, less than a choice."""
+    tolerance = 1e-5 * max(1, abs(offset))
+    policies = constant_policies([0.0, 0.5, 1])
+    for gain, winner in ((0.5, 0), (2.0, 1)):
+        table = offset + tolerance * torch.tensor([[0, gain, -gain]] * 3, dtype=F64)
+        chosen, scores = rate(policies, lambda obs, actions, table=table: table.expand(2, -1, -1))
+        assert torch.equal(scores, table)
+        assert chosen[0] == winner and chosen[1] == 1
 
 
 def identical_policies(dtype):
@@ -187,10 +193,9 @@ def identical_policies(dtype):
             with torch.no_grad():
                 for parameter in actor.parameters():
                     parameter.copy_(parameter[:1].clone().expand_as(parameter))
-            noise = torch.randn(1, N, max(K, 1), 3, dtype=dtype).expand(N, -1, -1, -1)
-            obs, alpha, gumbel = torch.randn(N, 7, dtype=dtype), torch.ones(N, dtype=dtype), torch.zeros(N, N)
-            chosen, _, scores = q_switch(actor, qf, alpha, obs, noise, gumbel, Args(switch_samples=K))
-            yield chosen, scores
+            noise = torch.randn(K, 1, N, 3, dtype=dtype).expand(-1, N, -1, -1) if K else None
+            obs, alpha = torch.randn(N, 7, dtype=dtype), torch.ones(N, dtype=dtype)
+            yield q_switch(*actor(obs.unsqueeze(0)), qf, obs, alpha, noise)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-13)])
@@ -205,55 +210,42 @@ def test_identical_policies_act_for_their_own_task():
             assert chosen.tolist() == list(range(len(chosen)))
 
 
-# What is scored, what is executed
+# What is rated
 
 
 def test_minimum_of_the_twins_scores():
     """Actions near -1, 0, 1; Q1 = a and Q2 = -a each would choose an end, their mean ties, the minimum is best at 0."""
-    actor, args = constant_actor([-2.0, 0, 2]), Args(switch_entropy=False)
-    chosen, _, scores = switch(actor, linear_critic([[1.0] * 3, [-1.0] * 3]), args)
+    chosen, scores = rate(constant_policies([-2.0, 0, 2]), linear_critic([[1.0] * 3, [-1.0] * 3]))
     assert chosen.tolist() == [1, 1, 1]
     assert_close(scores, torch.tensor([[-math.tanh(2), 0, -math.tanh(2)]] * 3, dtype=F64))
 
 
 def test_task_scores_by_its_own_critic_and_temperature():
     """Task 0 likes large actions, task 1 small ones, task 2 nothing but entropy."""
-    actor = constant_actor([-1.0, 0, 1])
-    with torch.no_grad():
-        actor.net[0].bias[:, 0, 1] = torch.tensor([-3.0, -2, -1])
+    mean, log_std = constant_policies([-1.0, 0, 1])
+    log_std = torch.tensor([-3.0, -2, -1], dtype=F64).view(3, 1, 1).expand_as(mean)
     qf = linear_critic([[1.0, -1, 0]] * 2)
     alpha = torch.tensor([1e-6, 1e-6, 0.7], dtype=F64)
-    chosen, _, scores = switch(actor, qf, Args(), alpha=alpha)
+    chosen, scores = rate((mean, log_std), qf, alpha)
     assert chosen[:2].tolist() == [2, 0]
     density = [
         -s - math.log(2 * math.pi) / 2 - math.log(1 - math.tanh(m) ** 2) for m, s in ((-1, -3), (0, -2), (1, -1))
     ]
     assert_close(scores[2], torch.tensor([-0.7 * d for d in density], dtype=F64))
     assert chosen[2] == max(range(3), key=lambda j: -density[j])
-    assert torch.equal(switch(actor, qf, Args(switch_entropy=False), alpha=alpha)[2][2], torch.zeros(3, dtype=F64))
+    assert torch.equal(rate((mean, log_std), qf)[1][2], torch.zeros(3, dtype=F64))
 
 
 @pytest.mark.parametrize("K", [0, 1, 3])
-def test_first_sample_is_executed(K):
-    """And not the mean action, the best sample, or the last; with K = 0 it does not enter the score."""
+def test_all_samples_or_the_mean_action_are_rated(K):
     torch.manual_seed(0)
-    actor = constant_actor([[-0.5, 0.2], [0.1, 0.4], [0.7, -0.3]], log_std=0.0)
-    qf = linear_critic([[1.0] * 3] * 2, A=2)
-    noise = torch.randn(3, 3, max(K, 1), 2, dtype=F64)  # [P, N, K, A]
-    args = Args(switch_samples=K, switch_entropy=False)
-    chosen, actions, scores = switch(actor, qf, args, noise=noise)
-    mean = actor.net[0].bias[:, 0, :2].detach()  # [P, A]
+    mean, log_std = constant_policies([[-0.5, 0.2], [0.1, 0.4], [0.7, -0.3]], log_std=-0.3)
+    noise = torch.randn(K, 3, 3, 2, dtype=F64) if K else None  # [K, P, N, A]
+    _, scores = rate((mean, log_std), linear_critic([[1.0] * 3] * 2), noise=noise)
     for i in range(3):
         for j in range(3):
-            assert_close(actions[i, j], torch.tanh(mean[j] + noise[j, i, 0]))
-            scored = torch.tanh(mean[j] + (noise[j, i] if K else 0)).sum(-1).mean()
-            assert_close(scores[i, j], scored)
-    if K != 1:
-        noise[:, :, 0] += 100 if K == 0 else 0
-        noise[:, :, 1:] += 100
-        _, changed_actions, changed_scores = switch(actor, qf, args, noise=noise)
-        assert torch.equal(changed_actions, actions) is (K == 3)
-        assert torch.equal(changed_scores, scores) is (K == 0)
+            samples = mean[j, i] + math.exp(-0.3) * noise[:, j, i] if K else mean[j, i]
+            assert_close(scores[i, j], torch.tanh(samples).sum(-1).mean())
 
 
 @torch.no_grad()
@@ -283,32 +275,127 @@ def test_many_samples_approach_the_integral(unstack):
 
     assert (deviation > 0.05).all()  # so that the bound shrinks to something that a wrong score does not meet
     for K in (1, 100, 50_000):
-        noise = torch.randn(N, N, K, 1, dtype=F64)
-        args = Args(switch_samples=K)
-        chosen, _, scores = q_switch(actor, qf, alpha, obs, noise, torch.zeros(N, N), args)
+        noise = torch.randn(K, N, N, 1, dtype=F64)
+        chosen, scores = q_switch(*actor(obs.unsqueeze(0)), qf, obs, alpha, noise)
         assert ((scores - integral).abs() < 4 * deviation / K**0.5).all()
     gaps = integral.topk(2).values
     assert (gaps[:, 0] - gaps[:, 1] > 0.02).all()
     assert torch.equal(chosen, integral.argmax(1))
 
 
-# Rules that draw
+# The mixture
+
+
+MEANS = [-1.5, -0.5, 0.5, 1.5]
+RING = torch.eye(4).roll(1, dims=1)  # task i prefers policy i + 1 (mod 4) to all others
+
+
+def make_mixture(args, own_policy_prob=0.0, table=RING, log_std=-20.0, **options):
+    """A Mixture of constant policies with mean MEANS before tanh, which critics of task i rate by table[i] [N, P]."""
+    actor = Actor(len(table), 2, 1, ())
+    with torch.no_grad():
+        actor.net[0].weight.zero_()
+        actor.net[0].bias.copy_(torch.stack([torch.tensor(MEANS), torch.full((4,), log_std)], dim=1).unsqueeze(1))
+
+    def qf(obs, actions):  # [N, B, 1]
+        policies = (actions - torch.tensor(MEANS).tanh()).abs().argmin(-1)  # [N, B]
+        return table.gather(1, policies).expand(2, -1, -1)
+
+    agent = SimpleNamespace(actor=actor, qf=qf, log_alpha=torch.zeros(len(table)))
+    return Mixture(agent, args, own_policy_prob, **options)
+
+
+def act(mixture, episode_lengths=(0, 0, 0, 0)):
+    """Act in states of zeros; the actions [N, 1] as a tensor."""
+    return torch.as_tensor(mixture.act(np.zeros((4, 2), np.float32), np.array(episode_lengths)))
+
+
+def who_acted(actions):
+    """Which of the constant policies, if they are narrow, gave each action [N, 1]."""
+    return (actions - torch.tensor(MEANS).tanh()).abs().argmin(1)
+
+
+def test_defaults_are_the_papers_experiments():
+    args = Args()
+    assert (args.qmp, args.switch_samples, args.switch_entropy, args.switch_rule) == (True, 0, False, "argmax")
+    assert (args.switch_period, args.own_policy_prob, args.alpha) == (1, 0.0, 1.0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("K, entropy", [(0, False), (0, True), (1, True), (3, False), (3, True)])
+def test_what_the_mixture_gives_to_the_switch(monkeypatch, K, entropy):
+    """Every policy in the state of every task, noise for K samples, temperatures if entropy counts; the best acts."""
+    torch.manual_seed(0)
+    N, O, A = 3, 5, 2
+    args = Args(hidden_sizes=(16,), switch_samples=K, switch_entropy=entropy)
+    agent = Agent(N, O, A, args)
+    agent.log_alpha.copy_(torch.randn(N))
+    mixture, calls, noises = Mixture(agent, args, 0.0), [], []
+    monkeypatch.setattr(qmp_sac, "q_switch", lambda *inputs: calls.append((inputs, q_switch(*inputs))) or calls[-1][1])
+    for _ in range(200 if K else 1):
+        obs, calls[:] = np.random.default_rng(0).normal(size=(N, O)), []
+        mixture.act(obs, np.zeros(N, int))
+        (((mean, log_std, qf, given_obs, alpha, noise), (chosen, _)),) = calls
+        states = torch.as_tensor(obs, dtype=torch.float32)
+        assert qf is agent.qf and torch.equal(given_obs, states)
+        for j in range(N):
+            for got, expected in zip((mean, log_std), agent.actor(states.expand(N, N, O)), strict=True):
+                assert_close(got[j], expected[j])
+        assert torch.equal(mixture.policies, chosen)
+        assert torch.equal(alpha, agent.log_alpha.exp()) if entropy else alpha is None
+        assert noise.shape == (K, N, N, A) if K else noise is None
+        noises += [noise.flatten()] if K else []
+    if K:
+        draws = torch.cat(noises)
+        assert abs(draws.mean()) < 4 / len(draws) ** 0.5 and abs(draws.std() - 1) < 4 / len(draws) ** 0.5
+
+
+@pytest.mark.parametrize("K", [0, 1, 3])
+def test_a_fresh_draw_of_the_chosen_policy_is_executed(K):
+    """Not its mean, nor a sample that was rated: those of the chosen policy are better than its draws."""
+    torch.manual_seed(0)
+    mixture = make_mixture(Args(switch_samples=K), log_std=-1.0)
+    mixture.agent.qf = lambda obs, actions: actions.sum(-1).expand(2, -1, -1)
+    draws = [[] for _ in MEANS]
+    before_tanh = []
+    for _ in range(3000):
+        x = act(mixture).atanh()[:, 0]
+        before_tanh.append(x - torch.tensor(MEANS)[mixture.policies])
+        for policy, value in zip(mixture.policies.tolist(), x.tolist(), strict=True):
+            draws[policy].append(value)
+    for policy, values in enumerate(draws):
+        if K == 0 and policy < 3:
+            assert not values  # the mean action of the last is rated best
+        elif len(values) > 100:
+            assert abs(np.mean(values) - MEANS[policy]) < 4 * math.exp(-1) / len(values) ** 0.5
+            assert abs(np.std(values) - math.exp(-1)) < 4 * math.exp(-1) / len(values) ** 0.5
+    assert len(draws[3]) > 5000 and (K != 1 or len(draws[2]) > 300)
+    correlation = torch.corrcoef(torch.stack(before_tanh).T).fill_diagonal_(0)  # of the tasks
+    assert correlation.abs().max() < 4 / 3000**0.5
+
+
+def test_mean_actions():
+    """The mean action of the policy that acts, whatever the random numbers are, by mixture and by own policies."""
+    means = torch.tensor(MEANS).tanh()
+    for own_policy_prob, policies in ((0.0, [1, 2, 3, 0]), (1.0, [0, 1, 2, 3])):
+        mixture = make_mixture(Args(), own_policy_prob, log_std=1.0, mean_actions=True)
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            assert_close(act(mixture), means[policies].unsqueeze(1))
+            assert mixture.policies.tolist() == policies
 
 
 @pytest.mark.parametrize("rule, temperature", [("softmax", 0.5), ("softmax", 2.0), ("uniform", 1.0)])
 def test_draws_follow_the_rule(rule, temperature):
-    """Chi-square of the choices of select_actions, so that its Gumbel noise is tested too."""
-    actor = constant_actor([-1.5, -0.5, 0.5, 1.5])
-    table = torch.tensor([[0.0, 0.3, 0.6, 0.9], [1, 1, 1, 1], [0, -1, 0.5, 0.2], [-0.5, 0.5, 0, 0.1]], dtype=F64)
-    qf = preferring_critic(actor, table)
-    args = Args(switch_rule=rule, switch_temperature=temperature, switch_entropy=False)
-    assert_close(switch(actor, qf, args)[2], table, rtol=0, atol=1e-6)  # the critics do say what the table says
-    generator, turns = torch.Generator().manual_seed(0), 2500
-    counts, own = torch.zeros(4, 4, dtype=F64), torch.arange(4)
-    obs, due, log_alpha = torch.zeros(4, 2, dtype=F64), torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=F64)
+    """Chi-square of who acts."""
+    table = torch.tensor([[0.0, 0.3, 0.6, 0.9], [1, 1, 1, 1], [0, -1, 0.5, 0.2], [-0.5, 0.5, 0, 0.1]])
+    mixture = make_mixture(Args(switch_rule=rule, switch_temperature=temperature), table=table)
+    torch.manual_seed(0)
+    turns = 2500
+    counts, own = torch.zeros(4, 4), torch.arange(4)
     for _ in range(turns):
-        _, policies = select_actions(actor, qf, log_alpha, obs, own, due, args, generator)
-        counts[own, policies] += 1
+        assert torch.equal(who_acted(act(mixture)), mixture.policies)
+        counts[own, mixture.policies] += 1
     expected = turns * (torch.softmax(table / temperature, dim=1) if rule == "softmax" else torch.full((4, 4), 0.25))
     chi_square = ((counts - expected).square() / expected).sum(1)
     assert (chi_square < 21.1).all()  # 3 degrees of freedom, one in ten thousand
@@ -319,88 +406,46 @@ def test_draws_follow_the_rule(rule, temperature):
     assert ((counts - wrong).square() / wrong).sum(1).max() > 100
 
 
-# select_actions
-
-
-@pytest.fixture
-def ring():
-    """Policies told apart by their actions, and critics that make task i prefer policy i + 1 (mod 4) to all others."""
-    actor = constant_actor([-1.5, -0.5, 0.5, 1.5])
-    table = torch.eye(4, dtype=F64).roll(1, dims=1)
-    return actor, preferring_critic(actor, table), torch.zeros(4, dtype=F64)
-
-
-def actor_of(actor, actions):
-    """Which policy of a `constant_actor` gave each action [N, 1]."""
-    return (actions - torch.tanh(actor.net[0].bias[:, 0, 0]).detach()).abs().argmin(1)
-
-
-@pytest.mark.parametrize("own_policy_prob", [0.0, 0.5, 1.0])
-def test_only_tasks_that_are_due_choose_anew(ring, own_policy_prob):
-    actor, qf, log_alpha = ring
-    args = Args(own_policy_prob=own_policy_prob, switch_entropy=False)
-    generator, own, obs = torch.Generator().manual_seed(0), torch.arange(4), torch.zeros(4, 2, dtype=F64)
+@pytest.mark.parametrize("rule", ["softmax", "uniform"])
+@pytest.mark.parametrize("value, temperature", [(1.0, 1.0), (1e5, 1.0), (1e5, 1e-3), (-1e5, 1e-3)])
+def test_equal_scores_are_drawn_with_equal_chance(rule, value, temperature):
+    """Own policies too: their precedence in a tie is the argmax rule's."""
+    table = torch.full((4, 4), value)
+    mixture = make_mixture(Args(switch_rule=rule, switch_temperature=temperature), table=table)
     torch.manual_seed(0)
-    seen = set()
+    for _ in range(1000):
+        act(mixture)
+    counts = mixture.totals[:, :-1]
+    assert ((counts - 250).square() / 250).sum(1).max() < 21.1  # 3 degrees of freedom, one in ten thousand
+
+
+@pytest.mark.parametrize("period", [1, 3])
+def test_choice_is_kept_for_a_period_of_the_episode(period):
+    """Each task chooses in the steps of its own episode that the period divides, and keeps its choice between them."""
+    torch.manual_seed(0)
+    table = torch.zeros(4, 4)
+    mixture, lengths, kept = make_mixture(Args(switch_period=period), table=table), torch.arange(4), 0
+    assert mixture.policies.tolist() == [0, 1, 2, 3]  # until they choose, tasks act by their own policies
     for _ in range(300):
-        policies, due = torch.randint(4, (4,)), torch.rand(4) < 0.4
-        before = policies.clone()
-        actions, after = select_actions(actor, qf, log_alpha, obs, policies, due, args, generator)
-        assert torch.equal(policies, before)
-        assert torch.equal(after[~due], policies[~due])
-        assert torch.equal(actor_of(actor, actions), after)
-        for i in torch.nonzero(due)[:, 0].tolist():
-            assert after[i] in (i, (i + 1) % 4)
-            seen.add(after[i].item() == i)
-    assert seen == {0.0: {False}, 0.5: {False, True}, 1.0: {True}}[own_policy_prob]
-    due = torch.zeros(4, dtype=torch.bool)
-    assert torch.equal(select_actions(actor, qf, log_alpha, obs, own, due, args, generator)[1], own)
-
-
-def test_own_policy_prob_one_is_the_base_method(unstack):
-    """The same actions and the same global random numbers as --no-qmp, which are those of N single policies."""
-    N, O, A = 4, 3, 2
-    torch.manual_seed(0)
-    actor, qf, log_alpha = Actor(N, O, A, (16,)).double(), Critic(N, O, A, (16,)).double(), torch.zeros(N, dtype=F64)
-    own, due = torch.arange(N), torch.ones(N, dtype=torch.bool)
-    for turn in range(20):
-        obs = torch.randn(N, O, dtype=F64)
-        results, states = [], []
-        for args in (Args(qmp=False), Args(own_policy_prob=1.0)):
-            torch.manual_seed(turn)
-            actions, policies = select_actions(actor, qf, log_alpha, obs, own, due, args, torch.Generator())
-            assert torch.equal(policies, own)
-            results.append(actions)
-            states.append(torch.get_rng_state())
-        assert torch.equal(*results) and torch.equal(*states)
-
-        torch.manual_seed(turn)
-        noise = torch.randn(N, 1, A, dtype=F64)
-        for i in range(N):
-            mean, log_std = unstack(actor.net, i)(obs[i]).chunk(2)
-            assert_close(results[0][i], torch.tanh(mean + log_std.exp() * noise[i, 0]).detach(), rtol=1e-9, atol=1e-12)
-
-
-def test_no_qmp_ignores_critics_and_switch_flags(ring):
-    actor, qf, log_alpha = ring
-    own, due, obs = torch.arange(4), torch.ones(4, dtype=torch.bool), torch.zeros(4, 2, dtype=F64)
-    for args in (Args(qmp=False), Args(qmp=False, switch_rule="uniform", switch_samples=3, own_policy_prob=0.0)):
-        for seed in range(20):
-            actions, policies = select_actions(
-                actor, qf, log_alpha, obs, own, due, args, torch.Generator().manual_seed(seed)
-            )
-            assert torch.equal(policies, own) and torch.equal(actor_of(actor, actions), own)
+        before = mixture.policies.clone()
+        table.copy_(torch.rand(4, 4))
+        assert torch.equal(who_acted(act(mixture, lengths)), mixture.policies)
+        due = lengths % period == 0
+        assert torch.equal(mixture.policies, torch.where(due, table.argmax(1), before))
+        kept += (~due & (table.argmax(1) != before)).sum()
+        lengths = torch.where(torch.rand(4) < 0.1, 0, lengths + 1)
+    assert kept == 0 if period == 1 else kept > 300
 
 
 @pytest.mark.parametrize("own_policy_prob", [0.0, 0.7])
-def test_frequency_of_own_policy(ring, own_policy_prob):
-    actor, qf, log_alpha = ring
-    args = Args(own_policy_prob=own_policy_prob, switch_entropy=False)
-    generator, turns = torch.Generator().manual_seed(0), 2000
-    own, due, obs = torch.arange(4), torch.ones(4, dtype=torch.bool), torch.zeros(4, 2, dtype=F64)
-    policies, skipped = own, torch.zeros(turns, 4, dtype=F64)
+def test_frequency_of_own_policy(own_policy_prob):
+    torch.manual_seed(0)
+    args = Args(own_policy_prob=own_policy_prob)
+    mixture, own, turns = make_mixture(args, own_policy_prob), torch.arange(4), 2000
+    skipped = torch.zeros(turns, 4, dtype=F64)
     for turn in range(turns):
-        _, policies = select_actions(actor, qf, log_alpha, obs, policies, due, args, generator)
+        policies = who_acted(act(mixture))
+        assert torch.equal(policies, mixture.policies)
         assert ((policies == own) | (policies == (own + 1) % 4)).all()
         skipped[turn] = (policies == own).double()
     bound = 4 * (own_policy_prob * (1 - own_policy_prob) / turns) ** 0.5
@@ -410,90 +455,70 @@ def test_frequency_of_own_policy(ring, own_policy_prob):
         assert correlation.abs().max() < 4 / turns**0.5
 
 
-@pytest.mark.parametrize("rule", ["argmax", "softmax", "uniform"])
-@pytest.mark.parametrize("K", [0, 3])
-def test_switch_leaves_the_global_generator_alone(ring, rule, K):
-    """So that what else draws from it, batches and updates, does not depend on the switch's flags."""
-    actor, qf, log_alpha = ring
-    args = Args(switch_rule=rule, switch_samples=K)
-    generator, own, obs = torch.Generator().manual_seed(0), torch.arange(4), torch.zeros(4, 2, dtype=F64)
-    state = torch.get_rng_state()
-    for due in ([True] * 4, [False, True, False, False]):
-        before = generator.get_state()
-        select_actions(actor, qf, log_alpha, obs, own, torch.tensor(due), args, generator)
+def test_own_policies_are_kept_for_a_period_too():
+    torch.manual_seed(0)
+    mixture, own = make_mixture(Args(switch_period=5, own_policy_prob=0.5), 0.5), torch.arange(4)
+    steps = torch.stack([(act(mixture, [step % 20] * 4), mixture.policies == own)[1] for step in range(1000)])
+    shares = steps.view(200, 5, 4).double().mean(1)
+    assert ((shares == 0) | (shares == 1)).all()
+    assert ((shares.mean(0) - 0.5).abs() < 4 * (0.25 / 200) ** 0.5).all()
+
+
+def test_own_policies_act_as_single_policies_without_critics(unstack):
+    """With own_policy_prob 1, as the base method has it: from the global random numbers, a draw for each task."""
+    N, O, A = 4, 3, 2
+    torch.manual_seed(0)
+    agent, own = Agent(N, O, A, Args(hidden_sizes=(16,))), torch.arange(N)
+    agent.qf = None
+    mixture = Mixture(agent, Args(qmp=False), own_policy_prob=1.0)
+    for turn in range(20):
+        obs = torch.randn(N, O)
+        torch.manual_seed(turn)
+        actions, state = mixture.act(obs.numpy(), np.arange(N)), torch.get_rng_state()
+        assert torch.equal(mixture.policies, own)
+        torch.manual_seed(turn)
+        noise = torch.randn(N, A)
         assert torch.equal(torch.get_rng_state(), state)
-        assert not torch.equal(generator.get_state(), before)
+        for i in range(N):
+            mean, log_std = unstack(agent.actor.net, i)(obs[i]).detach().chunk(2)
+            assert_close(torch.tensor(actions[i]), torch.tanh(mean + log_std.exp() * noise[i]))
+    assert torch.equal(mixture.totals, torch.cat([20 * torch.eye(N), torch.zeros(N, 1)], dim=1).double())
 
 
-@given(kept=st.lists(st.integers(0, 4), min_size=5, max_size=5), seed=st.integers(0, 2**32))
-def test_kept_policies_act_without_a_rating(unstack, kept, seed):
-    """Between choices each task's action is a sample of the policy it keeps, however many keep the same one."""
-    torch.manual_seed(seed)
-    N, O, A = len(kept), 3, 2
-    actor, obs, kept = Actor(N, O, A, (16,)).double(), torch.randn(N, O, dtype=F64), torch.tensor(kept)
-    generator = torch.Generator().manual_seed(seed)
-    due, state = torch.zeros(N, dtype=torch.bool), torch.get_rng_state()
-    actions, policies = select_actions(actor, None, torch.zeros(N), obs, kept, due, Args(), generator)
-    assert torch.equal(policies, kept)
-    torch.set_rng_state(state)
-    noise = torch.randn(N, A, dtype=F64)
-    for i, j in enumerate(kept):
-        mean, log_std = unstack(actor.net, j)(obs[i]).detach().chunk(2)
-        assert_close(actions[i], torch.tanh(mean + log_std.exp() * noise[i]), rtol=1e-9, atol=1e-12)
+def test_no_qmp_is_own_policy_prob_one(tmp_path):
+    """The same run: actions, replay, weights and the random numbers that are left."""
+    flags = "--total-timesteps 400 --learning-starts 100 --batch-size 4 --hidden-sizes 8 --eval-episodes 1 --no-cuda"
+    weights, replays, generators = [], [], []
+    for name, flag in (("base", "--no-qmp"), ("own", "--own-policy-prob 1"), ("mixture", "--own-policy-prob 0")):
+        agent = qmp_sac.main([*flags.split(), "--run-dir", str(tmp_path / name), *flag.split()])
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in agent.parameters()]))
+        state = torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+        replays.append(torch.cat([field.flatten() for field in state["replay"]["filled"]]))
+        generators.append(state["rng"])
+    for base, own, mixture in (weights, replays, generators):
+        assert torch.equal(base, own) and not torch.equal(base, mixture)
 
 
-def test_switch_depends_on_its_generator_alone():
+@torch.no_grad()
+@pytest.mark.parametrize("rule", ["argmax", "uniform"])
+def test_totals_are_a_plain_count(plain_networks, rule):
+    """Steps in which each policy acted for each task, and how much better the task's critics rate it than the own."""
     torch.manual_seed(0)
-    actor, qf = Actor(4, 2, 3, (16,)), Critic(4, 2, 3, (16,))
-    own, due, obs = torch.arange(4), torch.ones(4, dtype=torch.bool), torch.randn(4, 2)
-    results = [
-        select_actions(actor, qf, torch.zeros(4), obs, own, due, Args(), torch.Generator().manual_seed(seed))[0]
-        for seed in (5, 5, 6)
-    ]
-    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
-
-
-@pytest.mark.parametrize("K", [0, 1, 3])
-@pytest.mark.parametrize("own_policy_prob", [0.0, 0.5])
-def test_action_is_that_of_the_chosen_policy(monkeypatch, K, own_policy_prob):
-    """select_actions gives q_switch what it asks for, and executes what it returns."""
-    N, O, A = 3, 5, 2
-    torch.manual_seed(0)
-    actor, qf = Actor(N, O, A, (16,)), Critic(N, O, A, (16,))
-    log_alpha = torch.randn(N)
-    args = Args(switch_samples=K, own_policy_prob=own_policy_prob)
-    generator, own = torch.Generator().manual_seed(0), torch.arange(N)
-    calls = []
-
-    def recorded(*inputs):
-        calls.append((inputs, q_switch(*inputs)))
-        return calls[-1][1]
-
-    monkeypatch.setattr(qmp_sac, "q_switch", recorded)
-    noises, gumbels, policies = [], [], own
-    for _ in range(400):
-        obs, due, calls[:] = torch.randn(N, O), torch.rand(N) < 0.8, []
-        actions, after = select_actions(actor, qf, log_alpha, obs, policies, due, args, generator)
-        if calls:
-            ((given_actor, given_qf, alpha, given_obs, noise, gumbel, given_args), (chosen, candidates, _)) = calls[0]
-            assert (given_actor, given_qf, given_args) == (actor, qf, args) and torch.equal(given_obs, obs)
-            assert_close(alpha, log_alpha.exp())
-            assert noise.shape == (N, N, max(K, 1), A) and gumbel.shape == (N, N)
-            for i in range(N):
-                assert torch.equal(actions[i], candidates[i, after[i]])
-                if due[i]:
-                    assert after[i] == chosen[i] or (own_policy_prob and after[i] == i)
-                # The same action, once more, from the chosen policy and the noise.
-                j = after[i]
-                mean, log_std = (x[j, 0] for x in actor(obs[i].expand(N, 1, O)))
-                assert_close(actions[i], squash(mean, log_std, noise[j, i, 0])[0].detach(), rtol=1e-4, atol=1e-5)
-            noises.append(noise.flatten())
-            gumbels.append(gumbel.flatten())
-        policies = after
-    assert len(noises) > 150
-    for draws, mean, std in (
-        (torch.cat(noises), 0.0, 1.0),
-        (torch.cat(gumbels), 0.57722, math.pi / 6**0.5),  # of the standard Gumbel
-    ):
-        assert abs(draws.mean().item() - mean) < 4 * std / len(draws) ** 0.5
-        assert abs(draws.std().item() - std) < 8 * std / len(draws) ** 0.5
+    N, O, A = 3, 2, 2
+    args = Args(hidden_sizes=(16,), switch_rule=rule, switch_period=3, own_policy_prob=0.3)
+    agent = Agent(N, O, A, args)
+    for parameter in agent.parameters():
+        parameter *= 3
+    policies, critics = plain_networks(agent.actor, agent.qf)
+    mixture, counts, advantage, lengths = Mixture(agent, args, 0.3), torch.zeros(N, N), torch.zeros(N), torch.arange(N)
+    for _ in range(60):
+        obs = torch.randn(N, O)
+        mixture.act(obs.numpy(), lengths.numpy())
+        scores = loop_q_switch(policies, critics, obs)
+        for i, j in enumerate(mixture.policies.tolist()):
+            counts[i, j] += 1
+            advantage[i] += scores[i][j] - scores[i][i]
+        lengths += 1
+    assert (counts > 0).all() and (advantage.abs() > 0.1).all()
+    assert torch.equal(mixture.totals[:, :N], counts.double())
+    assert_close(mixture.totals[:, N], advantage.double(), rtol=1e-4, atol=1e-4)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import envs
-from envs import choose_opengl
 from envs.reacher import MultistageReacher
 
 S0, S1, S2, S3 = (0.2, 0.3, 0.5), (0.3, 0.0, 0.3), (0.4, -0.3, 0.4), (0.4, 0.3, 0.2)
@@ -227,11 +226,6 @@ def test_same_motion_in_every_task():
 
 
 # Pictures
-
-
-@pytest.fixture
-def opengl(monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", choose_opengl())
 
 
 def pixels(frame: np.ndarray, color: str) -> int:

@@ -11,59 +11,35 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.testing import assert_close
 
-from qmp_sac import Actor, Batch, Critic, ReplayBuffer, update_actor, update_alpha, update_critic, update_target
+import qmp_sac
+from qmp_sac import Args, Batch, Critic, ReplayBuffer, update
 
-GAMMA, TAU, POLICY_LR, Q_LR = 0.97, 0.01, 3e-4, 1e-3
+F64 = torch.float64
+SETTINGS = {"gamma": 0.97, "tau": 0.01, "policy_lr": 3e-4, "q_lr": 1e-3}
 
 
-class Stack:
-    """N agents as the script makes and updates them, in float64."""
-
-    def __init__(self, N, O, A, hidden_sizes):
-        self.A = A
-        self.actor = Actor(N, O, A, hidden_sizes).double()
-        self.qf, self.qf_target = (Critic(N, O, A, hidden_sizes).double() for _ in range(2))
-        self.qf_target.load_state_dict(self.qf.state_dict())
-        self.log_alpha = torch.linspace(-1.5, 0.5, N, dtype=torch.float64, requires_grad=True)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=POLICY_LR, fused=True)
-        self.q_optimizer = torch.optim.Adam(self.qf.parameters(), lr=Q_LR, fused=True)
-        self.a_optimizer = torch.optim.Adam([self.log_alpha], lr=Q_LR, fused=True)
-
-    def update(self, data, noise, autotune=True):
-        """One round in the script's order; returns what the script logs, each [N]."""
-        info = update_critic(
-            self.actor, self.qf, self.qf_target, self.log_alpha, self.q_optimizer, data, noise[0], GAMMA
-        )
-        actor_info, log_prob = update_actor(self.actor, self.qf, self.log_alpha, self.actor_optimizer, data, noise[1])
-        info |= actor_info
-        if autotune:
-            info |= update_alpha(self.log_alpha, self.a_optimizer, log_prob, -self.A)
-        update_target(self.qf, self.qf_target, TAU)
-        return info
-
-    def state(self):
-        """Everything that learning changes, with the task's axis first: {name: tensor [N, ...]}."""
-        N = len(self.log_alpha)
-        tensors = {f"actor.{name}": p for name, p in self.actor.named_parameters()}
-        for net, critic in (("qf", self.qf), ("qf_target", self.qf_target)):
-            for name, p in critic.named_parameters():
-                tensors[f"{net}.{name}"] = p.view(2, N, *p.shape[1:]).transpose(0, 1)
-        tensors["log_alpha"] = self.log_alpha
-        return {name: p.detach().clone() for name, p in tensors.items()}
+def state_of(agent):
+    """Everything that learning changes, with the task's axis first: {name: tensor [N, ...]}."""
+    N = len(agent.log_alpha)
+    tensors = {}
+    for name, p in agent.named_parameters():
+        stacked_twins = name.startswith("qf")
+        tensors[name] = (p.view(2, N, *p.shape[1:]).transpose(0, 1) if stacked_twins else p).detach().clone()
+    return tensors
 
 
 class SingleAgent:
-    """Soft actor-critic on one task, written plainly; starts from slice i of a stack."""
+    """Soft actor-critic on one task, written plainly; starts from slice i of the script's agent."""
 
-    def __init__(self, stack, unstack, i):
-        N, self.A = len(stack.log_alpha), stack.A
-        self.actor = unstack(stack.actor.net, i)
-        self.qf1, self.qf2 = unstack(stack.qf.net, i), unstack(stack.qf.net, N + i)
+    def __init__(self, agent, unstack, i, A, args):
+        N, self.A, self.args = len(agent.log_alpha), A, args
+        self.actor = unstack(agent.actor.net, i)
+        self.qf1, self.qf2 = unstack(agent.qf.net, i), unstack(agent.qf.net, N + i)
         self.qf1_target, self.qf2_target = copy.deepcopy(self.qf1), copy.deepcopy(self.qf2)
-        self.log_alpha = stack.log_alpha[i].detach().clone().requires_grad_()
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=POLICY_LR)
-        self.q_optimizer = torch.optim.Adam([*self.qf1.parameters(), *self.qf2.parameters()], lr=Q_LR)
-        self.a_optimizer = torch.optim.Adam([self.log_alpha], lr=Q_LR)
+        self.log_alpha = agent.log_alpha[i].detach().clone().requires_grad_()
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=args.policy_lr)
+        self.q_optimizer = torch.optim.Adam([*self.qf1.parameters(), *self.qf2.parameters()], lr=args.q_lr)
+        self.a_optimizer = torch.optim.Adam([self.log_alpha], lr=args.q_lr)
 
     def act(self, obs, noise):
         mean, log_std = self.actor(obs).split(self.A, dim=1)
@@ -72,13 +48,13 @@ class SingleAgent:
         actions = policy.transforms[0](mean + std * noise)
         return actions, policy.log_prob(actions).sum(1, keepdim=True)  # [B, A], [B, 1]
 
-    def update(self, obs, actions, rewards, next_obs, terminations, noise, autotune):
+    def update(self, obs, actions, rewards, next_obs, terminations, noise):
         alpha = self.log_alpha.exp().item()
         with torch.no_grad():
             next_actions, next_log_prob = self.act(next_obs, noise[0])
             x = torch.cat([next_obs, next_actions], 1)
             value = torch.minimum(self.qf1_target(x), self.qf2_target(x)) - alpha * next_log_prob
-            target = rewards + (GAMMA * (1 - terminations) * value.squeeze(1))
+            target = rewards + self.args.gamma * (1 - terminations) * value.squeeze(1)
         x = torch.cat([obs, actions], 1)
         qf1_loss = torch.nn.functional.mse_loss(self.qf1(x).squeeze(1), target)
         qf2_loss = torch.nn.functional.mse_loss(self.qf2(x).squeeze(1), target)
@@ -91,36 +67,32 @@ class SingleAgent:
         pi, log_prob = self.act(obs, noise[1])
         x = torch.cat([obs, pi], 1)
         actor_loss = (alpha * log_prob - torch.minimum(self.qf1(x), self.qf2(x))).mean()
-        info |= {"actor_loss": actor_loss, "entropy": -log_prob.mean()}
+        info |= {"actor_loss": actor_loss, "entropy": -log_prob.mean(), "alpha": torch.tensor(alpha, dtype=F64)}
         self.actor_optimizer.zero_grad()
         actor_loss.backward()
         self.actor_optimizer.step()
 
-        if autotune:
-            alpha_loss = (-self.log_alpha * (log_prob.detach() - self.A)).mean()
-            info["alpha_loss"] = alpha_loss
+        alpha_loss = (-self.log_alpha * (log_prob.detach() - self.A)).mean()
+        info["alpha_loss"] = alpha_loss
+        if self.args.autotune:
             self.a_optimizer.zero_grad()
             alpha_loss.backward()
             self.a_optimizer.step()
 
         for net, net_target in ((self.qf1, self.qf1_target), (self.qf2, self.qf2_target)):
             for p, p_target in zip(net.parameters(), net_target.parameters(), strict=True):
-                p_target.data.copy_(TAU * p.data + (1 - TAU) * p_target.data)
+                p_target.data.copy_(self.args.tau * p.data + (1 - self.args.tau) * p_target.data)
         return {name: value.item() for name, value in info.items()}
 
 
 def random_batch(N, B, O, A):
     return Batch(
-        obs=torch.randn(N, B, O, dtype=torch.float64),
-        actions=2 * torch.rand(N, B, A, dtype=torch.float64) - 1,
-        rewards=3 * torch.randn(N, B, dtype=torch.float64),
-        next_obs=torch.randn(N, B, O, dtype=torch.float64),
+        obs=torch.randn(N, B, O, dtype=F64),
+        actions=2 * torch.rand(N, B, A, dtype=F64) - 1,
+        rewards=3 * torch.randn(N, B, dtype=F64),
+        next_obs=torch.randn(N, B, O, dtype=F64),
         terminations=(torch.rand(N, B) < 0.3).double(),
     )
-
-
-def random_noise(N, B, A):
-    return torch.randn(2, N, B, A, dtype=torch.float64)
 
 
 # A stack is N agents
@@ -129,57 +101,61 @@ def random_noise(N, B, A):
 @pytest.mark.parametrize("updates", [1, 20])
 @pytest.mark.parametrize(
     "N, B, O, A, hidden_sizes, autotune",
-    [(3, 8, 5, 2, (16, 12), True), (1, 4, 3, 1, (8,), True), (5, 1, 2, 3, (), True), (2, 6, 4, 2, (9, 9, 9), False)],
+    [(3, 8, 5, 2, (16, 12), True), (1, 4, 3, 1, (8,), True), (5, 1, 2, 3, (3,), True), (2, 6, 4, 2, (9, 9, 9), False)],
 )
-def test_stack_equals_separate_agents(unstack, N, B, O, A, hidden_sizes, autotune, updates):
+def test_stack_equals_separate_agents(make_learner, fixed_noise, unstack, N, B, O, A, hidden_sizes, autotune, updates):
     torch.manual_seed(0)
-    stack = Stack(N, O, A, hidden_sizes)
-    agents = [SingleAgent(stack, unstack, i) for i in range(N)]
-    start = stack.state()
+    args = Args(**SETTINGS, hidden_sizes=hidden_sizes, autotune=autotune)
+    agent, optimizers = make_learner(qmp_sac, N, O, A, args)
+    singles = [SingleAgent(agent, unstack, i, A, args) for i in range(N)]
+    start = state_of(agent)
     for _ in range(updates):
-        data, noise = random_batch(N, B, O, A), random_noise(N, B, A)
-        info = stack.update(data, noise, autotune)
-        expected = [agents[i].update(*(field[i] for field in data), noise[:, i], autotune) for i in range(N)]
+        data, noise = random_batch(N, B, O, A), torch.randn(2, N, B, A, dtype=F64)
+        with fixed_noise(noise):
+            info = update(agent, optimizers, data, args)
+        expected = [singles[i].update(*(field[i] for field in data), noise[:, i]) for i in range(N)]
         assert info.keys() == expected[0].keys()
         for name, values in info.items():
             assert values.shape == (N,) and not values.requires_grad
-            assert_close(values.tolist(), [agent[name] for agent in expected], rtol=1e-9, atol=1e-11)
+            assert_close(values.tolist(), [single[name] for single in expected], rtol=1e-9, atol=1e-11)
 
-    for i, agent in enumerate(agents):
-        pairs = [(unstack(stack.actor.net, i), agent.actor)]
-        pairs += [(unstack(stack.qf.net, i), agent.qf1), (unstack(stack.qf.net, N + i), agent.qf2)]
-        pairs += [(unstack(stack.qf_target.net, i), agent.qf1_target)]
-        pairs += [(unstack(stack.qf_target.net, N + i), agent.qf2_target)]
+    for i, single in enumerate(singles):
+        pairs = [(unstack(agent.actor.net, i), single.actor)]
+        pairs += [(unstack(agent.qf.net, i), single.qf1), (unstack(agent.qf.net, N + i), single.qf2)]
+        pairs += [(unstack(agent.qf_target.net, i), single.qf1_target)]
+        pairs += [(unstack(agent.qf_target.net, N + i), single.qf2_target)]
         for net, plain in pairs:
             for p, q in zip(net.parameters(), plain.parameters(), strict=True):
                 assert_close(p, q, rtol=1e-9, atol=1e-12)
-        assert_close(stack.log_alpha[i], agent.log_alpha, rtol=1e-9, atol=0)
+        assert_close(agent.log_alpha[i], single.log_alpha, rtol=1e-9, atol=0)
     # The comparison is not of networks that stand still.
-    for name, value in stack.state().items():
+    for name, value in state_of(agent).items():
         moved = (value - start[name]).abs().reshape(N, -1).amax(1)
         assert (moved > 1e-6).all() if autotune or name != "log_alpha" else (moved == 0).all(), name
 
 
 @pytest.mark.parametrize("perturbation", [1.0, 1e6, math.inf, math.nan])
 @pytest.mark.parametrize("i", [0, 1, 2])
-def test_task_learns_from_its_own_data_alone(i, perturbation):
+def test_task_learns_from_its_own_data_alone(make_learner, i, perturbation):
     """Whatever the data of all other tasks are, after five updates task i is the same, bit for bit."""
-    N, B, O, A = 3, 8, 5, 2
-    stacks = []
+    N, B, O, A, args = 3, 8, 5, 2, Args(**SETTINGS, hidden_sizes=(16, 16))
+    learners = []
     for _ in range(2):
         torch.manual_seed(0)
-        stacks.append(Stack(N, O, A, (16, 16)))
-    stack, other = stacks
+        learners.append(make_learner(qmp_sac, N, O, A, args))
+    others = torch.arange(N) != i
     for _ in range(5):
-        data, noise = random_batch(N, B, O, A), random_noise(N, B, A)
-        others = torch.arange(N) != i
+        data = random_batch(N, B, O, A)
         changed = Batch(*(field.clone() for field in data))
         for field in changed:
             field[others] += perturbation
-        info, changed_info = stack.update(data, noise), other.update(changed, noise)
+        generator = torch.get_rng_state()
+        info = update(*learners[0], data, args)
+        torch.set_rng_state(generator)
+        changed_info = update(*learners[1], changed, args)
         for name in info:
             assert torch.equal(info[name][i], changed_info[name][i])
-    for (name, p), q in zip(stack.state().items(), other.state().values(), strict=True):
+    for (name, p), q in zip(state_of(learners[0][0]).items(), state_of(learners[1][0]).values(), strict=True):
         assert torch.isfinite(p[i]).all()
         assert torch.equal(p[i], q[i]), name
         assert name == "log_alpha" or not torch.equal(p[others], q[others])  # the perturbation did reach the others
@@ -188,120 +164,131 @@ def test_task_learns_from_its_own_data_alone(i, perturbation):
 # Targets and losses
 
 
-def constant_critic(N, O, A, values):
-    """Critics that answer `values` [2][N] whatever they are asked."""
-    qf = Critic(N, O, A, (4,)).double()
+def set_constant(net, values):
+    """Make a stack of networks answer `values` [S][out], whatever it is asked."""
     with torch.no_grad():
-        qf.net[-1].weight.zero_()
-        qf.net[-1].bias.copy_(torch.tensor(values, dtype=torch.float64).view(2 * N, 1, 1))
-    return qf
+        net[-1].weight.zero_()
+        net[-1].bias.copy_(torch.tensor(values, dtype=F64).view_as(net[-1].bias))
 
 
-def test_only_termination_stops_the_bootstrap():
-    """Loss and step equal the closed form r + gamma (1 - terminated) (min target-Q - alpha log pi).
+def test_noise_is_standard_normal(monkeypatch, make_learner):
+    """Both halves, of every task, from the global random numbers."""
+    drawn, args = [], Args(hidden_sizes=(4,))
+    learner, data, randn = make_learner(qmp_sac, 3, 2, 2, args), random_batch(3, 40, 2, 2), torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *shape, **options: drawn.append(randn(*shape, **options)) or drawn[-1])
+    for _ in range(20):
+        update(*learner, data, args)
+    noise = torch.stack(drawn)
+    assert noise.shape == (20, 2, 3, 40, 2)
+    assert abs(noise.mean()) < 4 / noise.numel() ** 0.5 and abs(noise.std() - 1) < 4 / noise.numel() ** 0.5
+
+
+def test_only_termination_stops_the_bootstrap(make_learner, fixed_noise):
+    """Losses and steps equal the closed form r + gamma (1 - terminated) (min target-Q - alpha log pi).
 
     A truncated transition is stored with termination 0, so it bootstraps as any other.
     """
-    N, B, O, A, gamma = 2, 4, 3, 2, 0.9
-    actor = Actor(N, O, A, ()).double()
-    for p in actor.parameters():
-        p.data.zero_()
+    N, B, O, A, args = 2, 4, 3, 2, Args(gamma=0.9, tau=0.0, hidden_sizes=(4,))
+    agent, optimizers = make_learner(qmp_sac, N, O, A, args)
+    set_constant(agent.actor.net, [[0.0] * 2 * A] * N)  # mean 0, std 1
     log_prob = A * (-0.5 * 0.3**2 - 0.5 * math.log(2 * math.pi) - math.log(1 - math.tanh(0.3) ** 2))
-    noise = torch.full((N, B, A), 0.3, dtype=torch.float64)  # mean 0, std 1: a = tanh(0.3) in every dimension
     alpha = [0.5, 2.0]
-    log_alpha = torch.tensor(alpha, dtype=torch.float64).log().requires_grad_()
-    qf_target = constant_critic(N, O, A, [[3.0, 8.0], [5.0, 7.0]])  # the minimum is Q1 in task 0, Q2 in task 1
-    minimum = [3.0, 7.0]
+    agent.log_alpha.data = torch.tensor(alpha, dtype=F64).log()
+    set_constant(agent.qf_target.net, [3.0, 8, 5, 7])  # the minimum is Q1 in task 0, Q2 in task 1
+    minimum, q = [3.0, 7.0], [[0.0, 0.0], [1.0, -1.0]]
+    set_constant(agent.qf.net, [0.0, 0, 1, -1])
+    optimizers["q"] = torch.optim.SGD([agent.qf.net[-1].bias], lr=0.1)
     data = random_batch(N, B, O, A)._replace(
-        rewards=torch.tensor([[1.0, 2, 3, 4], [-1, 0, 10, 0]], dtype=torch.float64),
-        terminations=torch.tensor([[0.0, 1, 0, 1], [0, 0, 0, 1]], dtype=torch.float64),
+        rewards=torch.tensor([[1.0, 2, 3, 4], [-1, 0, 10, 0]], dtype=F64),
+        terminations=torch.tensor([[0.0, 1, 0, 1], [0, 0, 0, 1]], dtype=F64),
     )
     targets = [
-        [r + (0 if t else gamma * (minimum[i] - alpha[i] * log_prob)) for r, t in zip(rewards, terms, strict=True)]
+        [r + (0 if t else 0.9 * (minimum[i] - alpha[i] * log_prob)) for r, t in zip(rewards, terms, strict=True)]
         for i, (rewards, terms) in enumerate(zip(data.rewards.tolist(), data.terminations.tolist(), strict=True))
     ]
 
-    qf = constant_critic(N, O, A, [[0.0, 0.0], [1.0, -1.0]])
-    optimizer = torch.optim.SGD([qf.net[-1].bias], lr=0.1)
-    info = update_critic(actor, qf, qf_target, log_alpha, optimizer, data, noise, gamma)
+    with fixed_noise(torch.full((2, N, B, A), 0.3, dtype=F64)):
+        info = update(agent, optimizers, data, args)
     assert_close(info["qf1_values"].tolist(), [0.0, 0.0])
     assert_close(info["qf2_values"].tolist(), [1.0, -1.0])
+    moved = [[0.0] * N, [0.0] * N]
     for c, loss in enumerate((info["qf1_loss"], info["qf2_loss"])):
         for i in range(N):
-            q = [[0.0, 0.0], [1.0, -1.0]][c][i]
-            assert loss[i].item() == pytest.approx(np.mean([(q - y) ** 2 for y in targets[i]]), rel=1e-12)
+            assert loss[i].item() == pytest.approx(np.mean([(q[c][i] - y) ** 2 for y in targets[i]]), rel=1e-12)
             # The gradient by the output's bias is that of the mean squared error of this critic and task alone.
-            moved = qf.net[-1].bias[c * N + i].item()
-            assert moved == pytest.approx(q - 0.1 * 2 * np.mean([q - y for y in targets[i]]), rel=1e-12)
+            moved[c][i] = q[c][i] - 0.1 * 2 * np.mean([q[c][i] - y for y in targets[i]])
+            assert agent.qf.net[-1].bias[c * N + i].item() == pytest.approx(moved[c][i], rel=1e-12)
+    # The policies are rated by the critics that have just learned, and by alpha of before.
+    for i in range(N):
+        expected = alpha[i] * log_prob - min(moved[0][i], moved[1][i])
+        assert info["actor_loss"][i].item() == pytest.approx(expected, rel=1e-12)
+        assert info["entropy"][i].item() == pytest.approx(-log_prob, rel=1e-12)
+        assert info["alpha"][i].item() == pytest.approx(alpha[i], rel=1e-12)
+        assert info["alpha_loss"][i].item() == pytest.approx(-math.log(alpha[i]) * (log_prob - A), rel=1e-12)
 
 
-def test_target_is_of_the_next_observation():
+def test_target_is_of_the_next_observation(make_learner):
     """It depends on next_obs where the episode goes on, and not where it terminated."""
-    losses = []
+    losses, args = [], Args(hidden_sizes=(8,))
     for shift in (0.0, 1.0):
         torch.manual_seed(0)
-        stack, data, noise = Stack(2, 3, 2, (8,)), random_batch(2, 6, 3, 2), random_noise(2, 6, 2)
-        terminations = torch.tensor([[1.0], [0.0]], dtype=torch.float64).expand(2, 6)
+        learner, data = make_learner(qmp_sac, 2, 3, 2, args), random_batch(2, 6, 3, 2)
+        terminations = torch.tensor([[1.0], [0.0]], dtype=F64).expand(2, 6)
         data = data._replace(next_obs=data.next_obs + shift, terminations=terminations)
-        losses.append(stack.update(data, noise)["qf1_loss"])
+        losses.append(update(*learner, data, args)["qf1_loss"])
     assert losses[0][0] == losses[1][0]
     assert losses[0][1] != losses[1][1]
 
 
-def test_updates_move_only_their_own_parameters():
+@pytest.mark.parametrize("part", ["qf", "actor", "log_alpha", "qf_target"])
+def test_each_loss_moves_its_own_parameters(make_learner, part):
+    """With all other steps of length 0, nothing but `part` moves."""
     torch.manual_seed(0)
     N, B, O, A = 3, 8, 5, 2
-    stack, data, noise = Stack(N, O, A, (16,)), random_batch(N, B, O, A), random_noise(N, B, A)
-
-    def moved(update):
-        before = stack.state()
-        result = update()
-        after = stack.state()
-        return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}, result
-
-    parts, _ = moved(
-        lambda: update_critic(
-            stack.actor, stack.qf, stack.qf_target, stack.log_alpha, stack.q_optimizer, data, noise[0], GAMMA
-        )
-    )
-    assert parts == {"qf"}
-    parts, (_, log_prob) = moved(
-        lambda: update_actor(stack.actor, stack.qf, stack.log_alpha, stack.actor_optimizer, data, noise[1])
-    )
-    assert parts == {"actor"}
-    assert log_prob.shape == (N, B) and not log_prob.requires_grad
-    parts, _ = moved(lambda: update_alpha(stack.log_alpha, stack.a_optimizer, log_prob, -A))
-    assert parts == {"log_alpha"}
-    parts, _ = moved(lambda: update_target(stack.qf, stack.qf_target, TAU))
-    assert parts == {"qf_target"}
+    args = Args(hidden_sizes=(16,), tau=1.0 if part == "qf_target" else 0.0)
+    agent, optimizers = make_learner(qmp_sac, N, O, A, args)
+    for name, learned in (("q", "qf"), ("actor", "actor"), ("alpha", "log_alpha")):
+        optimizers[name].param_groups[0]["lr"] = 0.1 * (part == learned)
+    if part == "qf_target":
+        with torch.no_grad():
+            agent.qf.net[-1].bias += 1
+    before = state_of(agent)
+    update(agent, optimizers, random_batch(N, B, O, A), args)
+    after = state_of(agent)
+    assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {part}
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.005, 0.3, 1.0])
-def test_target_moves_by_tau(tau):
+def test_target_moves_by_tau_towards_the_critics_that_have_learned(make_learner, tau):
     torch.manual_seed(0)
-    qf, qf_target = (Critic(3, 4, 2, (8, 8)).double() for _ in range(2))
-    expected = [(1 - tau) * q + tau * p for p, q in zip(qf.parameters(), qf_target.parameters(), strict=True)]
-    source = [p.clone() for p in qf.parameters()]
-    update_target(qf, qf_target, tau)
-    for q, value in zip(qf_target.parameters(), expected, strict=True):
-        assert_close(q.detach(), value.detach(), rtol=1e-12, atol=1e-15)
-    for p, value in zip(qf.parameters(), source, strict=True):
-        assert torch.equal(p, value)
+    args = Args(hidden_sizes=(8, 8), tau=tau)
+    agent, optimizers = make_learner(qmp_sac, 3, 4, 2, args)
+    agent.qf_target.load_state_dict(Critic(3, 4, 2, (8, 8)).state_dict())
+    start = [p.clone() for p in agent.qf_target.parameters()]
+    update(agent, optimizers, random_batch(3, 8, 4, 2), args)
+    for p, q, before in zip(agent.qf.parameters(), agent.qf_target.parameters(), start, strict=True):
+        assert_close(q, ((1 - tau) * before + tau * p).detach(), rtol=1e-12, atol=1e-15)
 
 
-def test_alpha_follows_the_entropy():
+@pytest.mark.parametrize("autotune", [True, False])
+def test_alpha_follows_the_entropy(make_learner, fixed_noise, autotune):
     """Up where entropy is below the target, down where it is above, still where it is met; each task for itself."""
-    A, lr = 2, 0.01
-    log_alpha = torch.tensor([0.5, -3.0, -1.0], dtype=torch.float64, requires_grad=True)
-    start = log_alpha.detach().clone()
-    optimizer = torch.optim.Adam([log_alpha], lr=lr, fused=True)
-    entropy = torch.tensor(
-        [[-3.0, -5.0], [-1.0, 1.5], [-3.0, -1.0]], dtype=torch.float64
-    )  # target -2: means -4, .25, -2
-    info = update_alpha(log_alpha, optimizer, -entropy, -A)
-    # The first step of Adam is lr times the gradient's sign.
-    assert_close(log_alpha.detach() - start, torch.tensor([lr, -lr, 0.0], dtype=torch.float64), rtol=1e-6, atol=1e-12)
-    assert_close(info["alpha_loss"].tolist(), [-0.5 * 2, 3.0 * -2.25, 0.0])
+    N, B, O, A, args = 3, 4, 2, 2, Args(q_lr=0.01, hidden_sizes=(4,), autotune=autotune)
+    agent, optimizers = make_learner(qmp_sac, N, O, A, args)
+    entropy = [-4.0, 0.25, -2.0]  # the target is -2
+    # Without noise, at mean 0, log pi is A (-log std - log(2 pi) / 2).
+    log_std = [H / A - math.log(2 * math.pi) / 2 for H in entropy]
+    set_constant(agent.actor.net, [[0.0, 0.0, x, x] for x in log_std])
+    start = torch.tensor([0.5, -3.0, -1.0], dtype=F64)
+    agent.log_alpha.data = start.clone()
+    data = random_batch(N, B, O, A)
+    with fixed_noise(torch.zeros(2, N, B, A, dtype=F64)):
+        info = update(agent, optimizers, data, args)
+    assert_close(info["entropy"].tolist(), entropy)
+    assert_close(info["alpha_loss"].tolist(), [-0.5 * 2, 3.0 * -2.25, 0.0], rtol=1e-9, atol=1e-12)
+    # The first step of Adam is the learning rate times the gradient's sign.
+    step = agent.log_alpha.detach() - start
+    assert_close(step, torch.tensor([0.01, -0.01, 0.0], dtype=F64) * autotune, rtol=1e-6, atol=1e-8)
 
 
 # Replay buffer
@@ -322,9 +309,9 @@ def fill(rb, N, steps):
 @given(N=st.integers(1, 4), capacity=st.integers(1, 9), steps=st.integers(1, 25), seed=st.integers(0, 2**31))
 def test_buffer_keeps_the_newest_of_each_task_with_fields_aligned(N, capacity, steps, seed):
     torch.manual_seed(seed)
-    rb = ReplayBuffer(N, capacity, 3, 2, torch.device("cpu"))
+    rb = ReplayBuffer(N, 3, 2, capacity, torch.device("cpu"))
     fill(rb, N, steps)
-    assert rb.size == min(steps, capacity)
+    assert rb.added == steps
     data = rb.sample(400)
     assert [field.shape[2:] for field in data] == [(3,), (2,), (), (3,), ()]
     assert all(field.shape[:2] == (N, 400) and field.dtype == torch.float32 for field in data)
@@ -340,7 +327,7 @@ def test_buffer_keeps_the_newest_of_each_task_with_fields_aligned(N, capacity, s
 
 def test_buffer_samples_uniformly():
     torch.manual_seed(0)
-    rb, draws = ReplayBuffer(2, 16, 3, 2, torch.device("cpu")), 40_000
+    rb, draws = ReplayBuffer(2, 3, 2, 16, torch.device("cpu")), 40_000
     fill(rb, 2, 20)
     times = (rb.sample(draws).rewards - 0.5 - 1000 * torch.arange(2)[:, None]).long() - 4  # [N, B] in 0 .. 15
     counts = torch.stack([torch.bincount(row, minlength=16) for row in times]).double()
@@ -351,7 +338,7 @@ def test_buffer_samples_uniformly():
 
 def test_sampled_batch_is_a_copy():
     torch.manual_seed(0)
-    rb = ReplayBuffer(2, 4, 3, 2, torch.device("cpu"))
+    rb = ReplayBuffer(2, 3, 2, 4, torch.device("cpu"))
     fill(rb, 2, 4)
     data = rb.sample(8)
     before = [field.clone() for field in data]

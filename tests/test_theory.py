@@ -16,10 +16,10 @@ here by a linear solve, so exactly. Proved (to rounding, on every MDP tried):
 - so does what the script does: every task learns about its own policy, only at the states and actions that its
   mixture visits.
 
-How the table relates to the script: the choice itself, its tie-break included, is the script's own `q_switch`. Its
-`Actor` and `Critic` are networks over continuous actions and cannot hold a table, so two stand-ins take their places:
-policy j's only action carries the number j, and task i's critic answers (i, s, j) with the exact expectation and
-entropy, which the script estimates from K samples. Those estimates are tested in test_q_switch.py.
+How the table relates to the script: the choice itself, its tie-break included, is the script's own `q_switch`. It rates
+continuous actions by critics, which cannot hold a table, so two stand-ins take their places: policy j's mean action
+carries the number j, and task i's critic answers (i, s, j) with the exact expectation and entropy, which the script
+estimates. Those estimates are tested in test_q_switch.py.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qmp_sac import Args, q_switch
+from qmp_sac import q_switch
 
 TIE = 1e-4  # less may count as a tie for the script, which rounds
 
@@ -105,15 +105,6 @@ def soft_value_iteration(mdps):
 # The script's choice, on a table
 
 
-class NumberedPolicies:
-    """Stands for `Actor`: whatever it sees, policy j's mean action is tanh(j + 1), with next to no deviation."""
-
-    def candidates(self, obs):
-        N = len(obs)
-        mean = torch.arange(1.0, N + 1, dtype=torch.float64).view(N, 1, 1).expand(N, N, 1)  # [P, N, A]
-        return mean, torch.full_like(mean, -20)
-
-
 class TableCritic:
     """Stands for `Critic`: the score of policy j, which the action tells, in the state that obs tells, by task i."""
 
@@ -132,16 +123,15 @@ def score_table(mdps, policies, Q):
     return scores.round(12)  # so that equal policies tie, whatever the order of the sums was
 
 
-def choose(scores, rule="argmax", rng=None):
+def choose(scores):
     """The policy that acts for each task in each state [N, S], by `q_switch` on the table scores [N, P, S]."""
     N, _, S = scores.shape
-    noise = torch.zeros(N, N, 1, 1, dtype=torch.float64)
-    args = Args(switch_rule=rule, switch_samples=1, switch_entropy=False)  # the table holds the entropy
+    # Whatever they see, policy j's mean action is tanh(j + 1).
+    mean = torch.arange(1.0, N + 1, dtype=torch.float64).view(N, 1, 1).expand(N, N, 1)  # [P, N, A]
     choice = np.empty((N, S), dtype=int)
     for s in range(S):
-        gumbel = torch.zeros(N, N) if rng is None else torch.as_tensor(rng.gumbel(size=(N, N)))
         obs = torch.full((N, 1), float(s), dtype=torch.float64)
-        policies, _, rated = q_switch(NumberedPolicies(), TableCritic(scores), torch.ones(N), obs, noise, gumbel, args)
+        policies, rated = q_switch(mean, torch.zeros_like(mean), TableCritic(scores), obs)
         np.testing.assert_array_equal(rated.numpy(), scores[:, :, s])  # the stand-ins do carry the table
         choice[:, s] = policies.numpy()
     return choice
@@ -197,7 +187,7 @@ def test_improvement_is_strict_and_from_the_rule():
         Q, V = evaluate(mdps, policies)
         scores = score_table(mdps, policies, Q)
         gains.append(evaluate(mdps, mixture(policies, choose(scores)))[1] - V)
-        uniform_gains.append(evaluate(mdps, mixture(policies, choose(scores, "uniform", rng)))[1] - V)
+        uniform_gains.append(evaluate(mdps, mixture(policies, rng.integers(len(V), size=V.shape)))[1] - V)
     gains, uniform_gains = np.array(gains), np.array(uniform_gains)  # [seeds, N, S]
     assert gains.min() > -1e-9 and (gains.max(axis=(1, 2)) > 0.1).all()
     assert (uniform_gains.min(axis=(1, 2)) < -0.1).mean() > 0.5

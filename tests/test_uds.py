@@ -1,22 +1,37 @@
 """qmp_uds.py: borrowed transitions, which of them count, and how."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch.testing import assert_close
 
 import envs
 import qmp_sac
 import qmp_uds
-from envs.pointreach import GOALS
-from qmp_uds import Args, Batch, Critic, ReplayBuffer, make_agent, share, update, weighted_mean
+from envs.pointreach import GOALS, SPARSE, STEP
+from qmp_uds import Args, Batch, Critic, ReplayBuffer, share, update, weighted_mean
 
 N, B, O, A = 3, 200, 4, 2
+SHORT = "--total-timesteps 120 --learning-starts 60 --hidden-sizes 8 --batch-size 4 --eval-episodes 1 --no-cuda".split()
+
+
+def make_pendulums(seed, vectorization, render_mode):
+    """A user's environment: two pendulums, with rewards from -16.3 to 0."""
+    thunks = [lambda: gym.make("Pendulum-v1", max_episode_steps=20)] * 2
+    return SyncVectorEnv(thunks, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def random_batches(B):
+    """Two random batches, the tasks' own and borrowed ones."""
+    shapes = ((N, B, O), (N, B, A), (N, B), (N, B, O))
+    return [Batch(*(torch.randn(*shape).tanh() for shape in shapes), torch.zeros(N, B)) for _ in range(2)]
 
 
 def filled(N=N, steps=50):
     """A buffer in which every number of a transition tells its task and step: 1000 task + step, next_obs negative."""
-    rb = ReplayBuffer(N, 64, O, A, torch.device("cpu"))
+    rb = ReplayBuffer(N, O, A, 64, torch.device("cpu"))
     for step in range(steps):
         mark = 1000.0 * np.arange(N) + step
         rb.add(np.tile(mark[:, None], O), np.tile(mark[:, None], A), mark, -np.tile(mark[:, None], O), mark % 2)
@@ -49,10 +64,7 @@ def test_a_single_task_borrows_nothing():
 def test_what_counts(quantile):
     torch.manual_seed(0)
     qf = Critic(N, O, A, (16,))
-    data, borrowed = (
-        Batch(torch.randn(N, B, O), torch.randn(N, B, A), torch.randn(N, B), torch.randn(N, B, O), torch.zeros(N, B))
-        for _ in range(2)
-    )
+    data, borrowed = random_batches(B)
     joined, weights = share(qf, data, borrowed, quantile)
     for field, own, other in zip(joined, data, borrowed, strict=True):
         assert torch.equal(field, torch.cat([own, other], 1))
@@ -72,58 +84,108 @@ def test_weighted_mean():
         assert_close(weighted_mean(values, weights)[1, i], values[1, i, weights[i] > 0].mean())
 
 
-def test_without_borrowed_transitions_the_update_is_sac(monkeypatch):
-    """All weights of borrowed transitions 0: the same step as qmp_sac.py's on the tasks' own batches."""
-    B = 8
-    args, sac_args = Args(hidden_sizes=(16,)), qmp_sac.Args(hidden_sizes=(16,))
+def sac_on(data, make_learner, fixed_noise, noise):
+    """What qmp_sac.py's update of the same agent on `data` logs, and its agent."""
     torch.manual_seed(0)
-    agent = make_agent(N, O, A, args, torch.device("cpu"))
+    args = qmp_sac.Args(hidden_sizes=(16,))
+    agent, optimizers = make_learner(qmp_sac, N, O, A, args)
+    with fixed_noise(noise):
+        info = qmp_sac.update(agent, optimizers, qmp_sac.Batch(*data), args)
+    return info, agent
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_update_is_that_of_sac_on_what_counts(monkeypatch, make_learner, fixed_noise, kept):
+    """By default the tasks' own and all borrowed transitions; with weights of 0 the own ones alone."""
+    B, args = 8, Args(hidden_sizes=(16,))
+    data, borrowed = (Batch(*(field.double() for field in fields)) for fields in random_batches(B))
     torch.manual_seed(0)
-    plain = qmp_sac.make_agent(N, O, A, sac_args, torch.device("cpu"))
-    data, borrowed = (
-        Batch(torch.randn(N, B, O), torch.rand(N, B, A), torch.randn(N, B), torch.randn(N, B, O), torch.zeros(N, B))
-        for _ in range(2)
-    )
-    none = torch.cat([torch.ones(N, B), torch.zeros(N, B)], 1)
-    monkeypatch.setattr(qmp_uds, "share", lambda qf, *batches: (share(qf, *batches)[0], none))
-    noise = torch.randn(2, N, 2 * B, A)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "randn", lambda *args, **kwargs: noise)
-        info = update(agent, data, borrowed, args)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "randn", lambda *args, **kwargs: noise[:, :, :B])
-        expected = qmp_sac.update(plain, qmp_sac.Batch(*data), sac_args)
-    assert info["shared"].tolist() == [0, 0, 0]
-    for name, value in expected.items():
-        assert_close(info[name], value, rtol=1e-4, atol=1e-5)
-    for a, b in zip(agent[:3], plain[:3], strict=True):
-        for p, q in zip(a.parameters(), b.parameters(), strict=True):
-            assert_close(p, q, rtol=1e-4, atol=1e-6)
+    agent, optimizers = make_learner(qmp_uds, N, O, A, args)
+    if not kept:
+        none = torch.cat([torch.ones(N, B), torch.zeros(N, B)], 1)
+        monkeypatch.setattr(qmp_uds, "share", lambda *inputs: (share(*inputs)[0], none))
+    noise = torch.randn(2, N, 2 * B, A, dtype=torch.float64)
+    with fixed_noise(noise):
+        info = update(agent, optimizers, data, borrowed, args)
+    counting = Batch(*(torch.cat(fields, 1) for fields in zip(data, borrowed, strict=True))) if kept else data
+    expected, plain = sac_on(counting, make_learner, fixed_noise, noise if kept else noise[:, :, :B])
+    assert info["shared"].tolist() == [float(kept)] * N
+    assert info.keys() - expected.keys() == {"shared"}
+    for name, values in expected.items():
+        assert values.shape == (N,) and not info[name].requires_grad
+        assert_close(info[name], values, rtol=1e-9, atol=1e-11)
+    for p, q in zip(agent.parameters(), plain.parameters(), strict=True):
+        assert_close(p, q, rtol=1e-9, atol=1e-11)
 
 
-def test_minimum_rewards_are_lower_bounds():
-    assert envs.MIN_REWARDS.keys() == envs.TASKS.keys()
-    for env_id, bounds in envs.MIN_REWARDS.items():
-        assert len(bounds) == len(envs.TASKS[env_id])
-    for env_id in ("PointReach-v0", "PointReach2-v0", "PointReach8-v0"):
-        vec = envs.make_vec(env_id, 1)
-        vec.reset()
-        lowest = np.zeros(vec.num_envs)
-        for corner in ((1, -1), (-1, 1), (-1, -1)):
-            for _ in range(30):
-                lowest = np.minimum(lowest, vec.step(np.tile(np.float32(corner), (vec.num_envs, 1)))[1])
-        assert (lowest >= envs.MIN_REWARDS[env_id]).all() and lowest[-1] == 0
-        corners = np.array([(1, -1), (-1, 1), (-1, -1)])
-        for name, reward in zip(envs.TASKS[env_id][:-1], lowest, strict=False):
-            assert reward == pytest.approx(-10 * np.linalg.norm(corners - GOALS[name], axis=1).max())
+def test_update_filters_by_its_quantile(make_learner):
+    """With the quantile of the arguments, by the critics as they are before the update."""
+    torch.manual_seed(0)
+    data, borrowed = (Batch(*(field.double() for field in fields)) for fields in random_batches(B))
+    shared = []
+    for quantile in (0.0, 0.5, 0.9):
+        args = Args(hidden_sizes=(16,), sharing_quantile=quantile)
+        agent, optimizers = make_learner(qmp_uds, N, O, A, args)
+        _, weights = share(agent.qf, data, borrowed, quantile)
+        shared.append(update(agent, optimizers, data, borrowed, args)["shared"])
+        assert_close(shared[-1], weights[:, B:].mean(1).double())
+    assert (shared[0] == 1).all() and (shared[0] > shared[1]).all() and (shared[1] > shared[2]).all()
 
 
-def test_a_users_environment_needs_its_minimum(tmp_path, capsys):
-    flags = ["--env-id", "test_envs:make_drift", "--total-timesteps", "120", "--learning-starts", "60"]
-    flags += ["--hidden-sizes", "8", "--batch-size", "4"]
-    with pytest.raises(SystemExit) as stop:
-        qmp_uds.main([*flags, "--run-dir", str(tmp_path / "run")])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and "--min-reward" in error and error.count("\n") == 1
+# Minimum rewards
+
+
+def test_there_is_a_minimum_reward_for_every_task():
+    for env_id in ("PointReach-v0", "PointReach2-v0", "PointReach9-v0", "MultistageReacher-v0"):
+        assert len(envs.make_vec(env_id, 1).min_rewards) == len(envs.TASKS[env_id])
+
+
+@pytest.mark.parametrize("env_id", ["PointReach-v0", "PointReach2-v0", "PointReach9-v0"])
+def test_minimum_rewards_are_lower_bounds(env_id):
+    vec, tasks = envs.make_vec(env_id, 1), envs.TASKS[env_id]
+    corners = np.array([(1, -1), (-1, -1), (-1, 1), (1, 1)])
+    vec.reset()
+    lowest = np.full(len(tasks), np.inf)
+    for corner in corners:
+        for _ in range(45):
+            lowest = np.minimum(lowest, vec.step(np.tile(np.float32(corner), (len(tasks), 1)))[1])
+    assert (lowest >= vec.min_rewards).all()
+    for name, reward, bound in zip(tasks, lowest, vec.min_rewards, strict=True):
+        if name == SPARSE:
+            assert reward == bound
+        else:
+            assert reward == pytest.approx(-np.linalg.norm(corners - GOALS[name], axis=1).max() / STEP)
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ("--env-id PointReach-v0", envs.make_vec("PointReach-v0", 1).min_rewards),
+        ("--env-id PointReach-v0 --min-reward -3.5", [-3.5] * len(envs.TASKS["PointReach-v0"])),
+        ("--env-id test_uds:make_pendulums --min-reward 0", [0.0, 0.0]),
+    ],
+)
+def test_borrowed_transitions_get_the_minimum_reward(tmp_path, monkeypatch, flags, expected):
+    """That of the environment, or the one asked for."""
+    seen = []
+    monkeypatch.setattr(qmp_uds, "share", lambda *inputs: seen.append(inputs[2].rewards) or share(*inputs))
+    qmp_uds.main([*SHORT, *flags.split(), "--run-dir", str(tmp_path / "run")])
+    assert len(seen) == 60 // len(expected)  # an update in every turn of the loop
+    for rewards in seen:
+        assert torch.equal(rewards, torch.tensor(expected).unsqueeze(1).expand(-1, 4))
+
+
+def test_a_users_environment_needs_its_minimum(tmp_path):
+    flags = [*SHORT, "--env-id", "test_uds:make_pendulums", "--run-dir", str(tmp_path / "run")]
+    with pytest.raises(gym.error.Error, match="--min-reward"):
+        qmp_uds.main(flags)
     assert not (tmp_path / "run").exists()
-    qmp_uds.main([*flags, "--run-dir", str(tmp_path / "run"), "--min-reward", "-1"])
+
+
+def test_flags(capsys):
+    args = Args()
+    assert (args.sharing_quantile, args.min_reward) == (0.0, None)
+    for flags in ("--sharing-quantile 1.1", "--sharing-quantile -0.1", "--min-reward nan", "--min-reward inf"):
+        with pytest.raises(SystemExit) as stop:
+            qmp_uds.main(flags.split())
+        assert stop.value.code == 2 and flags.split()[0] in capsys.readouterr().err

@@ -179,8 +179,7 @@ def glass(frame: np.ndarray) -> float:
     return float(np.mean((blue > red + 50) & (blue > green + 50)))
 
 
-def test_render(monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", envs.choose_opengl())
+def test_render(opengl):
     tasks = [Walker2dMT4(task, render_mode="rgb_array") for task in (FORWARD, CRAWL)]
     for env in tasks:
         put(env, LYING)

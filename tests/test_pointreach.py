@@ -1,0 +1,164 @@
+"""Tests of envs/pointreach.py: rewards and success by number, the layout that asks for a Q-switch, the picture."""
+
+import copy
+import pickle
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import envs
+from envs.pointreach import COLORS, GOALS, RADIUS, SPARSE, STEP, TASKS, TASKS_OF_2, TASKS_OF_9, PointReach
+
+SETS = {"PointReach-v0": TASKS, "PointReach2-v0": TASKS_OF_2, "PointReach9-v0": TASKS_OF_9}
+HELPER = "corner-north-east"
+
+
+def at(task: str, x: float, y: float, action=(0, 0)) -> tuple[float, bool]:
+    """Reward and success of the task of that name, for an action at (x, y)."""
+    env = PointReach(TASKS_OF_9.index(task), tasks=TASKS_OF_9)
+    env.reset(seed=0)
+    env.position = np.array([x, y])
+    _, reward, terminated, truncated, info = env.step(np.array(action, dtype=np.float32))
+    assert not (terminated or truncated)
+    return reward, info["success"]
+
+
+def towards(name: str, position: np.ndarray) -> np.ndarray:
+    """The action that leads straight to the goal of that name: what a trained policy does, without its noise."""
+    return np.clip((GOALS[name] - position) / STEP, -1, 1)
+
+
+def successes(env: PointReach, policy, episodes: int) -> int:
+    """In how many episodes of 50 steps the goal is reached."""
+    count = 0
+    for episode in range(episodes):
+        env.reset(seed=episode)
+        count += any([env.step(policy(env.position))[-1]["success"] for _ in range(50)])
+    return count
+
+
+def test_task_names():
+    corners = ("corner-north-east", "corner-north-west", "corner-south-west", "corner-south-east")
+    edges = ("edge-north", "edge-west", "edge-south", "edge-east")
+    assert TASKS == (*corners, "corner-north-east-sparse")
+    assert TASKS_OF_2 == ("corner-north-east", "corner-north-east-sparse")
+    assert TASKS_OF_9 == (*corners, *edges, "corner-north-east-sparse")
+    assert {env_id: envs.TASKS[env_id] for env_id in SETS} == SETS
+    for name, (x, y) in GOALS.items():
+        assert (y > 0, y < 0, x > 0, x < 0) == tuple(word in name for word in ("north", "south", "east", "west"))
+
+
+@pytest.mark.parametrize("env_id", SETS)
+def test_check_env_and_limit(env_id):
+    for task in range(len(SETS[env_id])):
+        env = gym.make(f"qmp/{env_id}", task=task, render_mode="rgb_array")
+        assert env.spec.max_episode_steps == 50
+        check_env(env.unwrapped)
+
+
+@pytest.mark.parametrize("task", [-1, 5, 0.5])
+def test_bad_task(task):
+    with pytest.raises(ValueError, match="from 0 to 4"):
+        PointReach(task)
+
+
+def test_rewards_and_success():
+    assert at(HELPER, 0.4, 0.3) == (pytest.approx(-10), False)  # 0.5 away, which are 10 steps
+    assert at(HELPER, 0.4, 0.3, (1, 1)) == (pytest.approx(-np.hypot(0.25, 0.35) / 0.05), False)
+    assert at(HELPER, 0.7, 0.46) == (pytest.approx(-4.8), True)
+    assert at(HELPER, 0.7, 0.44) == (pytest.approx(-5.2), False)
+    assert at("edge-west", 0.7, 0.0) == (pytest.approx(-28), False)
+    assert at(SPARSE, 0.7, 0.46) == (10, True)
+    assert at(SPARSE, 0.7, 0.44) == (-1, False)
+    assert at(SPARSE, 0.7, 0.44, (0, 0.5)) == (10, True)  # rewarded for where the step leads
+
+
+def test_bounds_of_rewards():
+    """The least in the square, which the minimum rewards of qmp_uds.py must not exceed: 34 sqrt(2) = 48.08 steps."""
+    x, y = np.meshgrid([-1, 1], [-1, 1])
+    walls = list(zip(x.ravel(), y.ravel(), strict=True))  # the distance to a goal is largest in a corner of the square
+    least = {name: min(at(name, *point)[0] for point in walls) for name in TASKS_OF_9}
+    assert all(least[name] == pytest.approx(-48.083, abs=1e-3) for name in TASKS[:4])
+    assert all(least[name] == pytest.approx(-39.446, abs=1e-3) for name in TASKS_OF_9[4:8])
+    assert least[SPARSE] == -1
+
+
+def test_moves_and_walls():
+    env = PointReach(0)
+    starts = np.array([env.reset(seed=seed)[0] for seed in range(100)])
+    assert 0.045 < np.abs(starts).max() <= 0.05 and len(np.unique(starts)) == 200
+    start = env.position
+    obs, *_ = env.step(np.array([0.5, -3.0]))  # clipped to -1
+    np.testing.assert_allclose(obs, start + [0.025, -0.05], atol=1e-6)
+    for _ in range(50):
+        obs, *_ = env.step(np.array([1.0, 0.0]))
+    np.testing.assert_allclose(obs, [1.0, start[1] - 0.05], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TASKS_OF_9)
+def test_every_task_can_be_solved(name):
+    env = PointReach(TASKS_OF_9.index(name), tasks=TASKS_OF_9)
+    assert successes(env, lambda position: towards(name, position), 5) == 5
+
+
+def test_only_the_helper_leads_to_the_sparse_goal():
+    env = PointReach(TASKS_OF_9.index(SPARSE), tasks=TASKS_OF_9)
+    for name in TASKS_OF_9[:-1]:
+        distance = np.linalg.norm(np.subtract(GOALS[name], GOALS[SPARSE]))
+        assert distance == 0 if name == HELPER else distance > 2 * RADIUS
+        assert successes(env, lambda position, name=name: towards(name, position), 5) == 5 * (name == HELPER)
+
+
+def test_chance_hardly_finds_the_sparse_goal():
+    """In 1,000 episodes each: a walk at random never; policies drawn at random in 15, even as good as trained ones."""
+    env, rng = PointReach(TASKS.index(SPARSE)), np.random.default_rng(0)
+
+    def random_walk(position):
+        return rng.uniform(-1, 1, 2)
+
+    def any_of_five(position):  # --switch-rule uniform, with an untrained policy of its own
+        name = TASKS[rng.integers(5)]
+        return random_walk(position) if name == SPARSE else towards(name, position)
+
+    assert successes(env, random_walk, 1000) == 0
+    assert successes(env, any_of_five, 1000) == 15
+
+
+@pytest.mark.parametrize("env_id", SETS)
+def test_render_shows_goals_and_who_acted(env_id):
+    tasks = SETS[env_id]
+    env = PointReach(len(tasks) - 1, "rgb_array", tasks)
+    for policy, name in enumerate(tasks):
+        env.reset(seed=0)
+        env.acting_policy = policy
+        for _ in range(12):
+            env.step(np.array([0.0, -0.5]))
+        picture = env.render()
+        assert picture.shape == (256, 256, 3) and picture.dtype == np.uint8
+
+        def pixel(x, y, picture=picture):
+            return tuple(picture[round((1 - y) * 128), round((1 + x) * 128)])
+
+        assert pixel(env.position[0], -0.15) == COLORS[name]  # on the way
+        assert pixel(*env.position) == (0, 0, 0)
+        assert all(pixel(*GOALS[other]) == COLORS[other] for other in tasks if other != SPARSE)
+    assert len(set(COLORS.values())) == 9
+    assert PointReach(0).render() is None
+
+
+@pytest.mark.parametrize("make_copy", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+def test_copies_go_on_as_the_original(make_copy):
+    def go_on(env):
+        steps = [env.step(np.array([0.3, 0.9]))[:2] for _ in range(15)]
+        return [(*obs, reward) for obs, reward in steps] + env.reset()[0].tolist()
+
+    env = PointReach(4, "rgb_array")
+    env.reset(seed=0)
+    env.acting_policy = 2
+    go_on(env)
+    twin = make_copy(env)
+    expected, picture = go_on(twin), twin.render()
+    assert go_on(env) == expected
+    np.testing.assert_array_equal(env.render(), picture)
