@@ -494,7 +494,7 @@ class Run:
         git = subprocess.run("git describe --always --dirty".split(), capture_output=True, text=True, cwd=SCRIPT.parent)
         record = {"args": vars(args), "tasks": self.envs.tasks, "git_commit": git.stdout.strip()}
         record["versions"] = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco", "metaworld")}
-        (self.dir / "args.json").write_text(json.dumps(record, indent=2))
+        (self.dir / "args.json").write_text(json.dumps({"script": SCRIPT.stem} | record, indent=2))
         self.writer = SummaryWriter(self.dir, purge_step=state["global_step"] + 1 if state else None)
         self.writer.add_text("hyperparameters", "\n".join(f"    {k}: {v}" for k, v in vars(args).items()))
 

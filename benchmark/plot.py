@@ -1,59 +1,53 @@
-"""Plots and tables: of one run, or of all that benchmark/run.py has run.
+"""Plots of runs, finished or under way: success, return and an environment's own metrics, and who acted for whom.
 
-python benchmark/plot.py                # the newest run in runs/: writes plots.png into its folder
-python benchmark/plot.py runs/my_run    # that run
-python benchmark/plot.py --results      # runs/benchmark/ -> benchmark/results/*.csv -> figures, tables in the READMEs
+    python benchmark/plot.py runs/a                  # one run: every task, and their mean
+    python benchmark/plot.py runs/a runs/b runs/c    # several: runs that differ by their seed alone become one line
+    python benchmark/plot.py                         # all runs below runs/
+    python benchmark/plot.py --results               # what benchmark/run.py has run -> results of this repository
+
+Writes a picture plots-ENVIRONMENT.png into the run's folder, or where several runs have their folders. Lines of several
+seeds are means with a 95% interval (percentile bootstrap over seeds). With --results the runs, by default those below
+runs/benchmark/, go into benchmark/results/ENVIRONMENT.csv and runs.csv, and figures and tables are made of these.
 """
 
-import csv
-import itertools
+import io
 import json
+import os
 import sys
-from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import matplotlib
-import numpy as np
-import tyro
-from run import METHODS, SETTINGS, Run, fail
-from scipy.stats import bootstrap
-
-matplotlib.use("Agg")
+os.environ["MPLBACKEND"] = "Agg"  # whatever the user's; there may be no screen
 import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import tyro  # noqa: E402
 from matplotlib.ticker import EngFormatter  # noqa: E402
+from run import METHODS, ROOT, Script, log_of  # noqa: E402
+from scipy.stats import bootstrap, mannwhitneyu, trim_mean  # noqa: E402
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark" / "results"
-FEW = 12  # tasks that a legend and numbers have room for
-BASES = {
-    "qmp_sac": "No-Sharing",
-    "qmp_mtsac": "Parameter-Sharing",
-    "qmp_dnc": "Divide-and-Conquer",
-    "qmp_uds": "Data-Sharing",
-}
-SPARSE = {f"PointReach{size}-v0": "reach-middle-sparse" for size in ("", 2, 8)}
-SPARSE["MultistageReacher-v0"] = "reach-1-2-0-sparse"
-LABELS = {"base": "alone", "qmp": "+ QMP"}
-# What counts as success: columns of evaluations.csv and their names, what the paper calls success first.
-METRICS = {env_id: {"success_rate": "success rate"} for env_id in SETTINGS}
-METRICS["MultistageReacher-v0"] = {"first_stage": "first stage", "success_rate": "all stages"}
+FEW = 6  # tasks that have a colour each, and room for numbers
+SUCCESS = {"MultistageReacher-v0": "first_stage"}  # what the paper calls success, if not success_rate
 # Final success in the paper's curves, of the base method and with QMP.
 PAPER = {
-    ("MultistageReacher-v0", "qmp_sac"): ("0.80", "1.00"),
-    ("MultistageReacher-v0", "qmp_mtsac"): ("0.45", "0.80"),
-    ("MultistageReacher-v0", "qmp_uds"): ("0.38", "0.32"),
-    ("Maze-v0", "qmp_sac"): ("0.60", "0.72"),
-    ("Maze-v0", "qmp_mtsac"): ("0.90", "1.00"),
-    ("Maze-v0", "qmp_uds"): ("0.55", "0.63"),
-    ("MetaWorldCDS-v0", "qmp_mtsac"): ("0.97", "0.97"),
-    ("MetaWorldMT10-v3", "qmp_sac"): ("0.71", "0.80"),
-    ("MetaWorldMT10-v3", "qmp_mtsac"): ("0.70", "0.70"),
-    ("MetaWorldMT10-v3", "qmp_uds"): ("0.80", "0.84"),
-    ("MetaWorldMT50-v3", "qmp_mtsac"): ("0.36", "0.42"),
-    ("KitchenMT10-v0", "qmp_sac"): ("0.52", "0.76"),
-    ("KitchenMT10-v0", "qmp_mtsac"): ("0.28", "0.47"),
-    ("KitchenMT10-v0", "qmp_uds"): ("0.63", "0.53"),
+    ("MultistageReacher-v0", "qmp_sac"): {"base": 0.80, "qmp": 1.00},
+    ("MultistageReacher-v0", "qmp_mtsac"): {"base": 0.45, "qmp": 0.80},
+    ("MultistageReacher-v0", "qmp_uds"): {"base": 0.38, "qmp": 0.32},
+    ("Maze-v0", "qmp_sac"): {"base": 0.60, "qmp": 0.72},
+    ("Maze-v0", "qmp_mtsac"): {"base": 0.90, "qmp": 1.00},
+    ("Maze-v0", "qmp_uds"): {"base": 0.55, "qmp": 0.63},
+    ("MetaWorldCDS-v0", "qmp_mtsac"): {"base": 0.97, "qmp": 0.97},
+    ("MetaWorldMT10-v3", "qmp_sac"): {"base": 0.71, "qmp": 0.80},
+    ("MetaWorldMT10-v3", "qmp_mtsac"): {"base": 0.70, "qmp": 0.70},
+    ("MetaWorldMT10-v3", "qmp_uds"): {"base": 0.80, "qmp": 0.84},
+    ("MetaWorldMT50-v3", "qmp_mtsac"): {"base": 0.36, "qmp": 0.42},
+    ("KitchenMT10-v0", "qmp_sac"): {"base": 0.52, "qmp": 0.76},
+    ("KitchenMT10-v0", "qmp_mtsac"): {"base": 0.28, "qmp": 0.47},
+    ("KitchenMT10-v0", "qmp_uds"): {"base": 0.63, "qmp": 0.53},
 }
 
 
@@ -61,409 +55,372 @@ PAPER = {
 class Args:
     """Arguments."""
 
-    run: tyro.conf.Positional[Path | None] = None
-    """folder of the run to plot; default the newest in runs/"""
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """folders of runs, or folders that have such below them"""
+    output: Path | None = None
+    """folder of the pictures"""
     results: bool = False
-    """collect all runs below --runs instead, and make figures and tables of them"""
-    runs: Path = ROOT / "runs" / "benchmark"
-    """where benchmark/run.py left its folders"""
-    output: Path = RESULTS
-    """where the CSV files and figures go; only if it is benchmark/results/, the READMEs get their tables"""
+    """rewrite the results of this repository: benchmark/results/, docs/results.md and the table in the README"""
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, none if it does not exist."""
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+# Reading.
+def read_run(folder: Path) -> tuple[dict, pd.DataFrame]:
+    """A run's args.json, and the rows of its evaluations.csv: of every evaluation that is completely written."""
+    record = json.loads((folder / "args.json").read_text())
+    text = (folder / "evaluations.csv").read_text()
+    text = text[: text.rfind("\n") + 1] or "global_step,acting,task\n"
+    columns = {"dtype": {"task": str, "acting": str}, "keep_default_na": False, "na_values": [""]}
+    rows = pd.read_csv(io.StringIO(text), float_precision="round_trip", **columns)
+    size = rows.groupby(["global_step", "acting"])["task"].transform("size")
+    return record, rows[size == len(record["tasks"])]
 
 
-def write(path: Path, rows: list[dict]) -> None:
-    """Write rows as a CSV file, whole or not at all; a column that a row lacks stays empty in it."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, dict.fromkeys(itertools.chain.from_iterable(rows)), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """The folders of runs at or below some folders."""
+    found = {path.parent for folder in folders for path in folder.rglob("evaluations.csv")}
+    return sorted(path for path in found if (path / "args.json").exists())
 
 
-def whole(rows: list[dict[str, str]], size: int) -> list[dict[str, str]]:
-    """Rows without those of a last step of which not all `size` have been written."""
-    rows = [row for row in rows if None not in row.values()]
-    if not rows:
-        return []
-    last = [row for row in rows if row["global_step"] == rows[-1]["global_step"]]
-    return rows if len(last) == size else rows[: -len(last)]
+def settings(record: dict) -> dict:
+    """The script of a run, and those of its arguments that make it learn as it does: all from learning_starts on."""
+    names = list(record["args"])
+    args = {name: record["args"][name] for name in names[names.index("learning_starts") :]}
+    if not args["qmp"]:  # then these say nothing
+        args = {name: value for name, value in args.items() if not name.startswith(("switch_", "own_policy_"))}
+    return {"script": record.get("script", "run")} | args
 
 
-def load(run_dir: Path) -> tuple[list[str], list[dict[str, str]], list[dict[str, str]]]:
-    """A run's tasks, and the rows of its evaluations.csv and mixture.csv; it may just be under way, or broken off."""
-    tasks = json.loads((run_dir / "args.json").read_text())["tasks"]
-    evaluations, mixture = (read(run_dir / f"{name}.csv") for name in ("evaluations", "mixture"))
-    return tasks, whole(evaluations, len(tasks)), whole(mixture, len(tasks) ** 2)
+def label(group: dict, groups: Sequence[dict]) -> str:
+    """How a group's settings differ from those of others, as command-line flags."""
+    words = []
+    for name, value in group.items():
+        if len({str(other[name]) for other in groups if name in other}) > 1:
+            flag = name.replace("_", "-")
+            text = " ".join(map(str, value)) if isinstance(value, list) else value
+            switch = f"--{'' if value else 'no-'}{flag}"
+            words.append(value if name == "script" else switch if isinstance(value, bool) else f"--{flag} {text}")
+    return " ".join(words) or group["script"]
 
 
-def has_mixture(run_dir: Path) -> bool:
-    """Whether a folder is that of a run in which policies, and not chance alone, have acted."""
-    return (run_dir / "args.json").exists() and bool(load(run_dir)[2])
+def metrics_of(rows: pd.DataFrame) -> list[str]:
+    """Columns to plot: success, if the environment tells it, return, and its own metrics."""
+    names = [name for name in rows.columns[rows.columns.get_loc("task") + 1 :] if not name.startswith("acted/")]
+    return [name for name in names if name not in ("episodic_length", "run") and rows[name].notna().any()]
 
 
-def read_mixture(rows: list[dict[str, str]]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [T] and the share of each policy in each task's acting [T, N, P], from the rows of mixture.csv."""
-    steps = np.unique([int(row["global_step"]) for row in rows])
-    N = len({row["task"] for row in rows})
-    return steps, np.array([float(row["probability"]) for row in rows]).reshape(len(steps), N, N)
+def own_share(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with a column more: the share of the task's own policy in acting."""
+    acted = rows.filter(like="acted/").set_axis(rows["task"].unique(), axis=1)
+    own = acted.to_numpy()[np.arange(len(rows)), acted.columns.get_indexer(rows["task"])]
+    return rows.assign(**{"own policy's share of acting": own})
 
 
-def draw_mixture(axes, mixture: np.ndarray, tasks: list[str]) -> None:
-    """A heat map of the mixture [N, P]: task i's row says who acted for it."""
-    axes.imshow(mixture, vmin=0, vmax=1, cmap="Blues")
-    axes.set(xlabel="acting policy", ylabel="task")
+# Statistics.
+def curves(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Mean over tasks of a column: index global_step, a column for each run, up to where the shortest run has got."""
+    table = rows.pivot_table(index="global_step", columns="run", values=column)
+    return table.interpolate("index", limit_area="inside").dropna()
+
+
+def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95% percentile bootstrap interval of the mean over runs: values [R, ...] -> low, high [...]."""
+    if len(values) == 1:
+        return values[0], values[0]
+    found = bootstrap((values,), np.mean, axis=0, method="percentile", n_resamples=2000, rng=0).confidence_interval
+    return found.low, found.high
+
+
+def improvement(better: np.ndarray, base: np.ndarray) -> float:
+    """Probability that a run of one method beats one of another (Agarwal et al., 2021): [R, N], [R', N], ties half."""
+    pairs = [mannwhitneyu(x, y).statistic / (len(x) * len(y)) for x, y in zip(better.T, base.T, strict=True)]
+    return float(np.mean(pairs))
+
+
+# Drawing.
+def draw_groups(axes, groups: dict[str, pd.DataFrame], column: str, colors: dict | None = None) -> None:
+    """A line for each group of runs, its mean over tasks and runs, with an interval; dashed where mixtures acted."""
+    for k, (name, rows) in enumerate(groups.items()):
+        color = colors[name] if colors else f"C{k % 10}"
+        for acting, style in (("own", "-"), ("mixture", "--")):
+            table = curves(rows[rows["acting"] == acting], column)
+            if len(table):
+                seeds = f" ({table.shape[1]} seeds)" if table.shape[1] > 1 and not colors else ""
+                text = f"{name}{seeds}" + ", mixture" * (acting == "mixture")
+                marker = "o" if len(table) == 1 else None
+                axes.plot(table.index, table.mean(axis=1), style, marker=marker, color=color, label=text)
+                axes.fill_between(table.index, *interval(table.to_numpy().T), color=color, alpha=0.2, linewidth=0)
+    finish(axes, column)
+
+
+def draw_tasks(axes, rows: pd.DataFrame, column: str) -> None:
+    """A line for each task, the mean over runs, and a bold mean over tasks."""
+    rows = rows[rows["acting"] == "own"]
+    tasks = rows["task"].unique()
+    for k, task in enumerate(tasks):
+        table = curves(rows[rows["task"] == task], column)
+        few = {"color": f"C{k}", "label": task, "marker": "o", "markersize": 3}
+        many = {"color": "0.7", "linewidth": 0.7, "label": "tasks" if k == 0 else None}
+        axes.plot(table.index, table.mean(axis=1), **(few if len(tasks) <= FEW else many))
+    table = curves(rows, column)
+    axes.plot(table.index, table.mean(axis=1), color="black", linewidth=2.5, label="mean", zorder=3)
+    finish(axes, column)
+
+
+def finish(axes, column: str) -> None:
+    """Names and scale of a panel of curves."""
+    axes.set(title=column.replace("_", " "), xlabel="environment steps, summed over tasks")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if column in SUCCESS.values() or "success" in column or "share" in column:
+        axes.set_ylim(-0.05, 1.05)
+
+
+def draw_mixture(axes, mixture: np.ndarray, tasks: Sequence[str]) -> None:
+    """A heat map of shares [N, P]: task i's row says who acted for it."""
+    image = axes.imshow(mixture, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    size = min(9, 330 / len(tasks))
+    axes.set_xticks(range(len(tasks)), tasks, rotation=90, fontsize=size)
+    axes.set_yticks(range(len(tasks)), tasks, fontsize=size)
+    axes.set(xlabel="acting policy, share of steps", ylabel="task")
     if len(tasks) <= FEW:
-        axes.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
-        axes.set_yticks(range(len(tasks)), tasks)
         for (i, j), share in np.ndenumerate(mixture):
-            axes.text(j, i, f"{share:.2f}", ha="center", va="center", color="white" if share > 0.5 else "black")
+            color = "white" if share > 0.5 else "black"
+            axes.text(j, i, f"{share:.2f}", ha="center", va="center", color=color, fontsize=8)
+    axes.figure.colorbar(image, ax=axes, shrink=0.7)
 
 
-def plot_run(run_dir: Path) -> Path:
-    """Draw `plots.png` in the run's folder. Returns its path."""
-    tasks, rows, mixture_rows = load(run_dir)
-    steps = np.unique([int(row["global_step"]) for row in rows])
-    success = np.array([float(row["success_rate"]) for row in rows]).reshape(len(steps), len(tasks))  # [T, N]
-    mixture_steps, mixture = read_mixture(mixture_rows)
-
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
-    for i, task in enumerate(tasks):
-        left.plot(steps, success[:, i], "o-", markersize=3, label=task)
-        middle.plot(mixture_steps, mixture[:, i, i], "o-", markersize=3)
-    left.plot(steps, success.mean(1), "k--", label="mean")
-    left.set(title="Success of each task's own policy", ylim=(-0.05, 1.05), ylabel="success rate")
-    middle.set(title="Steps in which a task's own policy acted", ylim=(-0.05, 1.05), ylabel="share")
-    for axes in (left, middle):
-        axes.set_xlabel("environment steps, summed over tasks")
-    if len(tasks) <= FEW:
-        left.legend(fontsize="small")
-    draw_mixture(right, mixture[-1], tasks)
-    right.set_title("Who acted, last rows")
-    figure.suptitle(run_dir.name)
-    return save(figure, run_dir / "plots.png")
+def mixture_of(rows: pd.DataFrame) -> np.ndarray:
+    """Mean over runs and evaluations of who acted in training: [N, P]; NaN if none has."""
+    rows = rows[rows["acting"] == "own"]
+    acted = rows.groupby("task", sort=False)[list(rows.filter(like="acted/"))].mean()
+    return acted.to_numpy()
 
 
-def save(figure, path: Path) -> Path:
-    """Write a figure and forget it. Returns the path."""
+def draw(path: Path, panels: Sequence, mixtures: dict[str, np.ndarray], tasks: Sequence[str]) -> Path:
+    """A picture: `panels`, functions that draw on axes, above `mixtures`. Returns its path."""
+    width, side = min(len(panels), 4), min(9, 3.4 + 0.12 * len(tasks))
+    lines, columns = -(-len(panels) // width), max(1, int(max(4.8 * width, 17) // (side + 1)))
+    heights = [3.6 * lines, side * -(-len(mixtures) // columns)]
+    columns = min(columns, max(1, len(mixtures)))
+    size = (max(4.8 * width, (side + 1) * columns if mixtures else 0), sum(heights))
+    figure = plt.figure(figsize=size, layout="constrained")
+    top, *bottom = figure.subfigures(2, 1, height_ratios=heights).flat if mixtures else [figure]
+    grid = list(top.subplots(lines, width, squeeze=False).flat)
+    for axes, panel in zip(grid, panels, strict=False):
+        panel(axes)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    handles = {name: line for axes in grid for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    columns_of_legend = max(1, int(size[0] * 10 / (max(map(len, handles), default=0) + 8)))
+    top.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns_of_legend)
+    for part in bottom:
+        grid = list(part.subplots(-(-len(mixtures) // columns), columns, squeeze=False).flat)
+        for axes, (title, mixture) in zip(grid, mixtures.items(), strict=False):
+            draw_mixture(axes, mixture, tasks)
+            axes.set_title(f"who acted: {title}", fontsize="medium")
+        for axes in grid[len(mixtures) :]:
+            axes.set_axis_off()
     figure.savefig(path, dpi=100)
     plt.close(figure)
     return path
 
 
-def key(row: dict[str, str]) -> tuple:
-    """Which run a row belongs to, in the order of the files."""
-    return row["env"], row["budget"], list(BASES).index(row["script"]), row["method"], int(row["seed"])
-
-
-def merge(path: Path, new: list[dict]) -> None:
-    """Put the rows of runs into a CSV file, in place of older rows of the same runs unless these had got further."""
-    runs = by_run(read(path))
-    for run, rows in by_run(new).items():
-        before, now = (step_of(found[-1]) if found else 0 for found in (runs[run], rows))
-        if before > now:
-            print(f"{path.name} keeps {before:,} steps of {run}; the run found has {now:,}")
+def plot_runs(folders: Sequence[Path], output: Path) -> list[Path]:
+    """A picture for every environment among the runs. Returns their paths."""
+    environments = {}
+    for folder in folders:
+        record, rows = read_run(folder)
+        if rows.empty:
+            print(f"{folder} has no evaluation yet", file=sys.stderr)
+            continue
+        groups = environments.setdefault((record["args"]["env_id"], *record["tasks"]), {})
+        group = settings(record)
+        groups.setdefault(json.dumps(group), []).append(own_share(rows).assign(run=str(folder)))
+    paths = []
+    for (env_id, *tasks), found in environments.items():
+        every = [json.loads(group) for group in found]
+        groups = {label(group, every): pd.concat(rows) for group, rows in zip(every, found.values(), strict=True)}
+        columns = list(dict.fromkeys(name for rows in groups.values() for name in metrics_of(rows)))
+        if len(groups) == 1:
+            ((name, rows),) = groups.items()
+            panels = [partial(draw_tasks, rows=rows, column=column) for column in columns]
+            mixtures = {name: mixture_of(rows)}
+            if len(tasks) <= 2 * FEW:
+                acted = rows[rows[f"acted/{tasks[0]}"].notna()]
+                thirds = [steps for steps in np.array_split(acted["global_step"].unique(), 3) if len(steps)]
+                titles = [f"evaluations at {steps[0]:,} to {steps[-1]:,}" for steps in thirds]
+                parts = [mixture_of(acted[acted["global_step"].isin(steps)]) for steps in thirds]
+                mixtures = dict(zip(titles, parts, strict=True))
         else:
-            runs[run] = rows
-    if runs:
-        write(path, [row for run in sorted(runs) for row in runs[run]])
+            panels = [partial(draw_groups, groups=groups, column=column) for column in columns]
+            mixtures = {name: mixture_of(rows) for name, rows in groups.items()}
+        mixtures = {k: m for k, m in mixtures.items() if np.isfinite(m).all() and not np.allclose(m, np.eye(len(m)))}
+        output.mkdir(parents=True, exist_ok=True)
+        paths.append(draw(output / f"plots-{env_id.replace(':', '-')}.png", panels, mixtures, tasks))
+    return paths
 
 
-def by_run(rows: list[dict]) -> defaultdict[tuple, list[dict]]:
-    """The rows of each run, in their order."""
-    runs = defaultdict(list)
-    for row in rows:
-        runs[key(row)].append(row)
-    return runs
-
-
-def step_of(row: dict[str, str]) -> int:
-    """The step of a row, or the last one of its run."""
-    return int(row.get("steps") or row["global_step"])
-
-
-def collect(runs: Path, output: Path) -> None:
-    """Copy what the runs below a folder have logged into the CSV files of `output`."""
-    evaluations, mixtures, records = defaultdict(list), defaultdict(list), []
-    for path in sorted(runs.glob("*/*__*__*__*/evaluations.csv")):
-        folder = path.parent
-        env_id, script, method, seed = folder.name.split("__")
-        run = {"env": env_id, "budget": folder.parent.name, "script": script, "qmp": str(method != "base")}
-        run |= {"method": method, "seed": seed}
-        _, rows, mixture = load(folder)
-        if not rows:
+# Results of this repository.
+def gather(folders: Sequence[Path]) -> None:
+    """Put runs of benchmark/run.py into the CSV files of benchmark/results/."""
+    evaluations, records = {}, []
+    for folder in folders:
+        record, rows = read_run(folder)
+        if rows.empty or folder.name.count("__") != 3:
             continue
-        evaluations[env_id] += [run | row for row in rows]
-        if method == "qmp" and seed == "1":
-            mixtures[env_id] += [run | row for row in mixture]
-        record = json.loads((folder / "args.json").read_text())
-        hours = (folder / "hours").read_text().split() if (folder / "hours").exists() else []
-        run |= {"steps": rows[-1]["global_step"], "finished": (folder / "finished").exists()}
-        run |= {"hours": f"{sum(map(float, hours)):.2f}", "git_commit": record["git_commit"]}
-        run |= {name: record["versions"][name] for name in ("python", "torch", "gymnasium", "mujoco", "metaworld")}
-        records.append(run | {"command": Run(folder, command=[], total=0).begun_as()})
-    for env_id, rows in evaluations.items():
-        merge(output / f"{env_id}.csv", rows)
-    for env_id, rows in mixtures.items():
-        merge(output / f"{env_id}_mixture.csv", rows)
+        _, script, method, seed = folder.name.split("__")
+        run, env_id = {"script": script, "method": method, "seed": int(seed)}, record["args"]["env_id"]
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        logged = [tag for tag in events.Tags()["scalars"] if tag.startswith("switch/advantage/")]
+        advantage = {(e.step, tag.split("/", 2)[2], "own"): e.value for tag in logged for e in events.Scalars(tag)}
+        places = zip(rows["global_step"], rows["task"], rows["acting"], strict=True)
+        rows = rows.assign(advantage=[advantage.get(place) for place in places], **run)
+        evaluations.setdefault(env_id, []).append(rows[[*run, *rows.columns.difference(run, sort=False)]])
+        log = log_of(folder)
+        hours = sum(float(line.split()[-2]) for line in log if line.startswith("exit code"))
+        run |= {"env_id": env_id, "global_step": rows["global_step"].max(), "hours": round(hours, 2)}
+        run |= {"git_commit": record["git_commit"], **record["versions"], "command": log[0][2:] if log else ""}
+        records.append(pd.DataFrame([run]))
+    for env_id, new in evaluations.items():
+        merge(RESULTS / f"{env_id.replace(':', '-')}.csv", new, ["script", "method", "seed"])
     if records:
-        merge(output / "runs.csv", records)
+        merge(RESULTS / "runs.csv", records, ["env_id", "script", "method", "seed"])
 
 
-def curves(rows: list[dict[str, str]], column: str, end: float = np.inf) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [T] up to `end` that all runs have reached, and the mean over tasks of a column, run by run [R, T]."""
-    runs = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        runs[key(row)][int(row["global_step"])].append(float(row[column]))
-    steps = sorted(step for step in set.intersection(*map(set, runs.values())) if step <= end)
-    return np.array(steps, dtype=int), np.array([[np.mean(run[step]) for step in steps] for run in runs.values()])
+def merge(path: Path, new: list[pd.DataFrame], key: list[str]) -> None:
+    """Put rows of runs into a CSV file, in place of those of the same runs, unless these had got further."""
+    old = [pd.read_csv(path)] if path.exists() else []
+    rows = pd.concat([part.assign(rank=k) for k, part in enumerate([*old, pd.concat(new)])])
+    rows["rank"] = rows.groupby([*key, "rank"])["global_step"].transform("max") + 0.5 * rows["rank"]
+    rows = rows[rows["rank"] == rows.groupby(key)["rank"].transform("max")].drop(columns="rank")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows.sort_values(key, kind="stable").to_csv(path, index=False, float_format="%.5g")
 
 
-def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 95% bootstrap interval of the mean over runs: values [R, ...] -> low and high [...]."""
-    if len(values) == 1 or np.ptp(values) == 0:
-        return values.min(0), values.max(0)
-    found = bootstrap((values,), np.mean, axis=0, method="percentile", rng=0).confidence_interval
-    return found.low, found.high
+class Comparison:
+    """The runs of a script in an environment, up to the step that all of them have reached."""
+
+    def __init__(self, env_id: str, script: str, rows: pd.DataFrame):
+        self.env_id, self.script, self.column = env_id, script, SUCCESS.get(env_id, "success_rate")
+        rows = rows[rows["script"] == script].assign(run=lambda rows: rows["method"] + rows["seed"].astype(str))
+        self.end = int(rows.groupby("run")["global_step"].max().min())
+        self.rows = rows[rows["global_step"] <= self.end]
+        self.tasks = list(rows["task"].unique())
+        self.methods = [method for method in METHODS if method in set(rows["method"])]
+
+    def of(self, method: str, acting: str = "own") -> pd.DataFrame:
+        """Rows of a method."""
+        return self.rows[(self.rows["method"] == method) & (self.rows["acting"] == acting)]
+
+    def final(self, method: str, acting: str = "own") -> np.ndarray:
+        """Success in the last tenth of the steps: [R, N]."""
+        rows = self.of(method, acting)
+        return rows[rows["global_step"] > 0.9 * self.end].pivot_table(self.column, "run", "task").to_numpy()
+
+    def mean(self, method: str, acting: str = "own") -> str:
+        """Final success: mean over runs and tasks with its interval over runs, for a table."""
+        if method not in self.methods or not len(values := self.final(method, acting)):
+            return ""
+        low, high = interval(values.mean(1))
+        return f"{values.mean():.2f} " + (f"[{low:.2f}, {high:.2f}]" if len(values) > 1 else "(1 seed)")
+
+    def paper(self, method: str) -> str:
+        """The paper's final success, for a table."""
+        values = PAPER.get((self.env_id, self.script), {})
+        return f"{values[method]:.2f}" if method in values else ""
+
+    def tables(self) -> str:
+        """Final success of the methods; and the median step of every task's first evaluation without a failure."""
+        finals, solved = [], []
+        for method in self.methods:
+            values, rows = self.final(method), self.of(method)
+            iqm = f"{trim_mean(values.ravel(), 0.25):.2f}" if len(values) >= 5 else ""
+            against = "base" in self.methods and method != "base"
+            better = f"{improvement(values, self.final('base')):.2f}" if against else ""
+            cells = [str(len(values)), self.mean(method), iqm, self.mean(method, "mixture"), better]
+            finals.append([method, *cells, self.paper(method)])
+            first = rows[rows[self.column] == 1].groupby(["task", "run"])["global_step"].min().groupby("task")
+            cells = {task: f"{steps.median():,.0f} ({len(steps)} of {len(values)})" for task, steps in first}
+            solved.append([method, *(cells.get(task, "never") for task in self.tasks)])
+        head = ["", "seeds", "success [95%]", "IQM", "of its mixtures", "probability to beat base", "paper"]
+        text = table(head, finals)
+        if len(self.tasks) <= 2 * FEW:
+            text += f"\nSteps until no episode of a task fails:\n\n{table(['', *self.tasks], solved)}"
+        return text
+
+    def draw(self, axes, column: str, methods: Sequence[str]) -> None:
+        """Curves of methods, and the paper's final values dotted."""
+        chosen = [method for method in methods if method in self.methods]
+        groups = {method: pd.concat([self.of(method, acting) for acting in ("own", "mixture")]) for method in chosen}
+        colors = {method: f"C{k}" for k, method in enumerate(METHODS)}
+        draw_groups(axes, groups, column, colors)
+        axes.set_title(f"{self.env_id}, {self.script}\n{column.replace('_', ' ')}", fontsize="medium")
+        for method, value in PAPER.get((self.env_id, self.script), {}).items():
+            if method in groups and column == self.column:
+                axes.axhline(value, color=colors[method], linestyle=":", label=f"{method}, paper")
 
 
-def select(rows: list[dict[str, str]], **wanted: str) -> list[dict[str, str]]:
-    """The rows with these values."""
-    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, without columns that are empty."""
+    kept = [k for k in range(len(head)) if any(line[k] for line in lines)]
+    rows = [[row[k] for k in kept] for row in (head, ["---"] * len(head), *lines)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def draw_curves(axes, rows: list[dict[str, str]], metric: str, methods: list[str]) -> None:
-    """Success against steps of some methods: the base method dashed, mean and 95% interval over seeds."""
-    for method in methods:
-        chosen = select(rows, method=method)
-        if not chosen:
-            continue
-        steps, values = curves(chosen, metric)
-        if not len(steps):
-            continue
-        label = f"{LABELS.get(method, METHODS[method])}, {len(values)} seed{'s' if len(values) > 1 else ''}"
-        k = 2 * list(METHODS).index(method)  # the strong colours of the map first, then the pale ones
-        color = plt.colormaps["tab20"](k % 20 + k // 20)
-        axes.plot(steps, values.mean(0), "--" if method == "base" else "-", label=label, color=color)
-        axes.fill_between(steps, *interval(values), color=color, alpha=0.15, linewidth=0)
-    axes.set(xlabel="environment steps, summed over tasks", ylabel=metric.replace("_", " "), ylim=(-0.05, 1.05))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    place = {"loc": "lower right"} if len(methods) < 4 else {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
-    if axes.lines:
-        axes.legend(fontsize="x-small", **place)
+def insert(path: Path, text: str) -> None:
+    """Put text between the marks <!-- results --> and <!-- end of results --> of a file."""
+    before, mark, rest = path.read_text().partition("<!-- results -->\n")
+    _, end, after = rest.partition("<!-- end of results -->")
+    if mark and end:
+        path.write_text(f"{before}{mark}\n{text}\n{end}{after}")
+    else:
+        print(f"{path} has no place for results", file=sys.stderr)
 
 
-def plot_panels(panels: list[tuple[str, str, list[dict[str, str]]]], methods: list[str], path: Path) -> Path:
-    """Learning curves, a panel for each (title, metric, rows), four in a line."""
-    lines, columns, width = -(-len(panels) // 4), min(len(panels), 4), 4 if len(methods) < 4 else 7
-    figure, grid = plt.subplots(
-        lines, columns, figsize=(width * columns, 3.4 * lines), squeeze=False, layout="constrained"
-    )
-    for axes in grid.flat[len(panels) :]:
-        axes.set_axis_off()
-    for axes, (title, metric, rows) in zip(grid.flat, panels, strict=False):
-        draw_curves(axes, rows, metric, methods)
-        axes.set_title(title, fontsize="medium")
-    return save(figure, path)
+def write_results() -> None:
+    """Figures and tables from the CSV files of benchmark/results/."""
+    records = pd.read_csv(RESULTS / "runs.csv")
+    text, overview, panels = "", [], []
+    for env_id in records["env_id"].unique():
+        name = env_id.replace(":", "-")
+        rows = pd.read_csv(RESULTS / f"{name}.csv")
+        comparisons = [Comparison(env_id, script, rows) for script in Script.__args__ if script in set(rows["script"])]
+        text += f"## {env_id}\n"
+        for found in comparisons:
+            chosen = records[(records["env_id"] == env_id) & (records["script"] == found.script)]
+            commands = "\n".join(chosen.drop_duplicates("method")["command"].astype(str))
+            text += f"\n### {found.script}.py, {found.end:,} steps\n\n```\n{commands}\n```\n\n{found.tables()}"
+            line = [env_id, f"`{found.script}.py`", f"{found.end:,}"]
+            line += [cell for method in ("base", "qmp") for cell in (found.mean(method), found.paper(method))]
+            overview.append(line)
+            panels.append(partial(found.draw, column=found.column, methods=("base", "qmp")))
+        parts = [partial(found.draw, column=found.column, methods=METHODS) for found in comparisons]
+        switches = [method for method in METHODS if method.startswith("qmp")]
+        parts += [partial(found.draw, column="advantage", methods=switches) for found in comparisons]
+        mixtures = {found.script: mixture_of(found.of("qmp")) for found in comparisons if "qmp" in found.methods}
+        print(draw(RESULTS / f"{name}.png", parts, mixtures, comparisons[0].tasks))
+        text += f"\n![{env_id}](../benchmark/results/{name}.png)\n\n"
+    print(draw(RESULTS / "success.png", panels, {}, ()))
+    insert(ROOT / "docs" / "results.md", text.rstrip() + "\n")
+    head = ["", "script", "steps", "base", "paper: base", "qmp", "paper: qmp"]
+    insert(ROOT / "README.md", f"{table(head, overview)}\n![Success against steps](benchmark/results/success.png)\n")
 
 
-def plot_mixtures(env_id: str, rows: list[dict[str, str]], path: Path) -> Path:
-    """Who acted for whom as training goes on: a row for each base method, four moments from left to right."""
-    scripts = [script for script in BASES if select(rows, script=script)]
-    figure, panels = plt.subplots(
-        len(scripts), 4, figsize=(13, 3.2 * len(scripts)), squeeze=False, layout="constrained"
-    )
-    for line, script in zip(panels, scripts, strict=True):
-        steps, mixture = read_mixture(select(rows, script=script))
-        for axes, t in zip(line, np.linspace(0, len(steps) - 1, 4).astype(int), strict=True):
-            axes.imshow(mixture[t], vmin=0, vmax=1, cmap="Blues")
-            axes.set(title=f"{steps[t]:,} steps", xlabel="acting policy", xticks=[], yticks=[])
-        line[0].set_ylabel(f"{script}\ntask")
-    figure.suptitle(f"{env_id}: who acted for whom (seed 1)")
-    return save(figure, path)
-
-
-def final(rows: list[dict[str, str]], column: str, end: float = np.inf) -> str:
-    """The mean of a column over runs, tasks and the last tenth of the steps, with its 95% interval; for a table."""
-    steps, values = curves(rows, column, end)
-    values = values[:, steps > 0.9 * steps[-1]].mean(1)
-    if len(values) == 1:
-        return f"{values[0]:.2f} (1 seed)"
-    low, high = interval(values)
-    return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
-
-
-def seeds_solved(rows: list[dict[str, str]], column: str, end: float = np.inf) -> str:
-    """On how many seeds a column is 1 at the last step that all have reached; for a table."""
-    _, values = curves(rows, column, end)
-    return f"{sum(values[:, -1] == 1)} of {len(values)}"
-
-
-def when_solved(rows: list[dict[str, str]], column: str, end: float = np.inf, for_good: bool = False) -> str:
-    """The step of the first evaluation at which a column's mean over tasks is 1; for a table.
-
-    With `for_good` that from which on it is 1 in every evaluation up to `end`. A span from the earliest seed to the
-    latest; "(n of m)" if only n of m seeds have such a step.
-    """
-    steps, values = curves(rows, column, end)
-    solved = values == 1  # [R, T]
-    if for_good:
-        solved = np.logical_and.accumulate(solved[:, ::-1], axis=1)[:, ::-1]
-    found = sorted(steps[run.argmax()] for run in solved if run.any())
-    if not found:
-        return "never"
-    text = " to ".join(f"{step:,}" for step in dict.fromkeys((found[0], found[-1])))
-    return text if len(found) == len(values) else f"{text} ({len(found)} of {len(values)})"
-
-
-def comparison(name: str, env_id: str, rows: list[dict[str, str]]) -> list[list[str]]:
-    """Lines of the table `overview`: each base method alone and with QMP, by every metric that counts."""
-    metrics, lines, sparse = METRICS[env_id], [], SPARSE.get(env_id)
-    for metric, script in itertools.product(metrics, BASES):
-        both = [select(rows, script=script, method=method) for method in ("base", "qmp")]
-        end = reached(*both) if all(both) else 0
-        if not end:
-            continue
-        seeds = [str(len({row["seed"] for row in chosen})) for chosen in both]
-        title = f"{name}, {metrics[metric]}" if len(metrics) > 1 else name
-        line = [title, f"`{script}.py`, {BASES[script]}", f"{end:,}", "/".join(dict.fromkeys(seeds))]
-        line += [final(chosen, metric, end) for chosen in both]
-        paper = PAPER.get((env_id, script), ("", ""))
-        line += paper if metric == next(iter(metrics)) else ("", "")
-        line += [seeds_solved(select(chosen, task=sparse), metric, end) if sparse else "" for chosen in both]
-        lines.append(line)
-    return lines
-
-
-def variants(env_id: str, rows: list[dict[str, str]]) -> str:
-    """Markdown: the variants of the switch that have been run in an environment, script by script."""
-    text, metrics, sparse = "", METRICS[env_id], SPARSE.get(env_id)
-    metric = next(iter(metrics))
-    for script in varied(rows):
-        found = select(rows, script=script)
-        end = reached(*(select(found, method=method) for method in dict.fromkeys(row["method"] for row in found)))
-        if not end:
-            continue
-        lines = []
-        for method in METHODS:
-            chosen = select(found, method=method)
-            if chosen:
-                seeds = str(len({row["seed"] for row in chosen}))
-                line = [LABELS.get(method, f"`{METHODS[method]}`"), seeds]
-                line += [final(chosen, column, end) for column in metrics]
-                if sparse:
-                    sparse_rows = select(chosen, task=sparse)
-                    line += [seeds_solved(sparse_rows, metric, end), when_solved(sparse_rows, metric, end)]
-                lines.append([*line, when_solved(chosen, metric, end, for_good=True)])
-        head = ["", "seeds", *metrics.values()]
-        head += ["seeds that solve the sparse task", "sparse task first solved at step"] if sparse else []
-        head += ["all tasks solved to the end from step"]
-        text += f"\n`{script}.py`, {end:,} steps:\n\n{markdown(head, lines)}"
-    return text
-
-
-def varied(rows: list[dict[str, str]]) -> list[str]:
-    """The scripts of which variants of the switch have been run."""
-    return [script for script in BASES if {row["method"] for row in select(rows, script=script)} - set(LABELS)]
-
-
-def reached(*groups: list[dict[str, str]]) -> int:
-    """The last step that all runs of all groups have reached, 0 if there is none."""
-    steps = [curves(rows, "global_step")[0] for rows in groups]
-    common = set.intersection(*map(set, steps))
-    return int(max(common, default=0))
-
-
-def markdown(head: list[str], lines: list[list[str]]) -> str:
-    """A table."""
-    if any(len(line) != len(head) for line in lines):
-        raise ValueError(f"a line of the table has not the {len(head)} columns of its head")
-    return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *lines])
-
-
-def overview(output: Path) -> str:
-    """The README's table: success with QMP and without, beside the paper's."""
-    head = ["", "script, base method", "steps", "seeds", "alone", "+ QMP", "paper: alone", "+ QMP"]
-    head += ["seeds that solve the sparse task: alone", "+ QMP"]
-    lines = [line for found in results(output, ".csv") for line in comparison(*found)]
-    return f"{markdown(head, lines)}\n![Success against steps](benchmark/results/success.png)\n"
-
-
-def details(output: Path) -> str:
-    """The tables and figures of benchmark/README.md: variants of the switch, and who acted for whom."""
-    text = ""
-    for name, env_id, rows in results(output, ".csv"):
-        text += f"### {name}\n{variants(env_id, rows)}"
-        for ending, caption in (("variants", "Variants of the switch"), ("mixture", "Who acted for whom")):
-            if (output / f"{name}_{ending}.png").exists():
-                text += f"\n![{caption}](results/{name}_{ending}.png)\n"
-        text += "\n"
-    return text
-
-
-def results(output: Path, ending: str) -> list[tuple[str, str, list[dict[str, str]]]]:
-    """A name for files, the environment and the rows of every environment and budget that has been run."""
-    found = []
-    for env_id, budget in dict.fromkeys((row["env"], row["budget"]) for row in read(output / "runs.csv")):
-        rows = select(read(output / f"{env_id}{ending}"), budget=budget)
-        found.append((env_id if budget == "laptop" else f"{env_id}_{budget}", env_id, rows))
-    return found
-
-
-def insert(path: Path, text: str, name: str) -> None:
-    """Put generated text between a file's markers <!-- NAME --> and <!-- end of NAME -->."""
-    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-    before, _, rest = path.read_text().partition(start)
-    path.write_text(f"{before}{start}\n{text}\n{end}{rest.partition(end)[2]}")
-
-
-def main(argv: list[str]) -> None:
-    """Plot the run that is named, or the newest, or all results."""
-    args = tyro.cli(Args, args=argv)
-    args.output = args.output.resolve()
+def main(args: Args) -> int:
+    """Plot. Returns the exit code."""
+    roots = args.runs or (ROOT / "runs" / "benchmark" if args.results else Path("runs"),)
+    folders = find_runs(roots)
+    if not folders:
+        print(f"plot.py: error: no run in {', '.join(map(str, roots))}; qmp_sac.py makes one", file=sys.stderr)
+        return 2
     if args.results:
-        if not args.runs.is_dir():
-            fail(f"no folder {args.runs}; benchmark/run.py makes it")
-        try:
-            args.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            fail(f"cannot make the folder {args.output}: {error.strerror}")
-        collect(args.runs, args.output)
-        panels = []
-        for name, env_id, rows in results(args.output, ".csv"):
-            metric = next(iter(METRICS[env_id]))
-            panel_of = {script: (f"{name}\n{script}.py", metric, select(rows, script=script)) for script in BASES}
-            panels += [panel for panel in panel_of.values() if any(row["method"] in LABELS for row in panel[2])]
-            several = [panel_of[script] for script in varied(rows)]
-            if several:
-                print(plot_panels(several, list(METHODS), args.output / f"{name}_variants.png"))
-        if panels:
-            print(plot_panels(panels, list(LABELS), args.output / "success.png"))
-        for name, env_id, rows in results(args.output, "_mixture.csv"):
-            if rows:
-                print(plot_mixtures(env_id, rows, args.output / f"{name}_mixture.png"))
-        if args.output == RESULTS:
-            insert(ROOT / "README.md", overview(RESULTS), "results")
-            insert(ROOT / "benchmark" / "README.md", details(RESULTS), "results")
-        return
-    newest = sorted(Path("runs").glob("**/mixture.csv"), key=lambda path: path.stat().st_mtime)
-    drawable = [path.parent for path in newest if has_mixture(path.parent)]
-    run = args.run or (drawable[-1] if drawable else None)
-    if run is None or not has_mixture(run):
-        fail(f"no run with a mixture in {run or 'runs/'}")
-    print(f"plots in {plot_run(run)}")
+        gather(folders)
+        write_results()
+        return 0
+    common = Path(os.path.commonpath([root.resolve() for root in roots]))
+    for path in plot_runs(folders, args.output or common):
+        print(f"plots in {path}")
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(tyro.cli(Args)))

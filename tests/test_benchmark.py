@@ -1,559 +1,377 @@
-"""The matrix of runs, and the tables and figures made of it."""
+"""The matrix of runs: the authors' hyper-parameters, retries, stops. Plots, and the tables and figures of results."""
 
-import contextlib
-import dataclasses
 import importlib
-import itertools
 import json
 import os
-import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
+import pandas as pd
 import plot
-import psutil
 import pytest
 import run
-import speed
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from matplotlib.figure import Figure
+import tyro
+from torch.utils.tensorboard import SummaryWriter
 
-import qmp_sac
+from envs import TASKS
 
 ROOT = Path(__file__).parent.parent
-TINY = "--total-timesteps 400 --learning-starts 100 --eval-episodes 1 --eval-frequency 200 --hidden-sizes 8"
+TINY = "--total-timesteps 400 --learning-starts 100 --eval-episodes 1 --eval-frequency 200 --hidden-sizes 8".split()
+
+# The authors' program. It trains in iterations of some environment steps and some gradient steps, on batches of
+# `buffer_batch_size` transitions, once there are `min_buffer_size`, from a replay of a million.
+# - Separate networks: the gradient steps are split over the agents; each is one agent's update, on a batch of its own.
+#   Every agent has a replay of its own, and all of them wait for `min_buffer_size` transitions in each.
+# - A shared network: every gradient step updates it, on a batch of all tasks together. There is one replay for all.
+# In order: gradient steps per environment step, buffer_batch_size, min_buffer_size, lr and width, those of shared ones.
+AUTHORS = {
+    "MultistageReacher-v0": (Fraction(1), 32, 10_000, 3e-4, 256, 1e-3, 512),
+    "Maze-v0": (Fraction(1, 6), 256, 3_000, 3e-4, 256, 3e-4, 256),
+    "Walker2dMT4-v0": (Fraction(3, 2), 32, 10_000, 3e-4, 256, 3e-4, 256),
+    "MetaWorldCDS-v0": (Fraction(1, 10), 256, 5_000, 1.5e-3, 256, 1.5e-3, 256),
+    "MetaWorldMT10-v3": (Fraction(1, 10), 2560, 5_000, 1.5e-3, 256, 1.5e-3, 256),
+    "MetaWorldMT50-v3": (Fraction(1, 10), 1280, 1_500, 3e-4, 400, 3e-4, 400),
+    "KitchenMT10-v0": (Fraction(1, 4), 1280, 2_000, 3e-4, 256, 3e-4, 256),
+}
+PAPER_STEPS = {"MultistageReacher-v0": 2e6, "Maze-v0": 12e6, "MetaWorldCDS-v0": 10e6, "MetaWorldMT10-v3": 40e6}
+PAPER_STEPS |= {"MetaWorldMT50-v3": 30e6, "Walker2dMT4-v0": 8e6, "KitchenMT10-v0": 5e6}
 
 
-@pytest.mark.parametrize("env_id, budget", itertools.product(run.SETTINGS, ("laptop", "paper")))
-def test_commands_are_accepted(env_id, budget):
-    for script, method in itertools.product(run.Script.__args__, run.METHODS):
-        module = importlib.import_module(script)
-        _, file, *flags = run.command(env_id, script, method, 7, budget)
-        args = module.parse_args(flags, module.Args())
-        module.check_args(args)
-        assert (file, args.env_id, args.seed) == (f"{script}.py", env_id, 7)
-        assert args.qmp == (method != "base")
-    assert module.Args().switch_period == 10  # which is why there is a method for 1, 3 and 30, and none for 10
+def parse(*command):
+    """The arguments that a script makes of a command's flags."""
+    _, script, *flags = run.command(*command)
+    return tyro.cli(importlib.import_module(script.removesuffix(".py")).Args, args=flags)
 
 
-@pytest.mark.parametrize("env_id", sorted(set(run.SETTINGS) - {"MetaWorldMT50-v3"}))
-@pytest.mark.parametrize("script", ["qmp_sac", "qmp_mtsac"])
-def test_commands_run(tmp_path, env_id, script):
-    """Short, with the learning rates, training frequencies and switches of the paper's commands."""
-    _, file, *flags = run.command(env_id, script, "qmp-period-1", 1, "paper")
-    steps = "--total-timesteps 120 --learning-starts 60 --batch-size 4 --hidden-sizes 8".split()
-    steps += "--eval-episodes 1 --eval-frequency 120".split()
-    importlib.import_module(script).main([*flags, *steps, "--run-dir", str(tmp_path / "run")])
-    assert plot.read(tmp_path / "run" / "evaluations.csv")[-1]["global_step"] == "120"
+@pytest.mark.parametrize("script", run.Script.__args__)
+@pytest.mark.parametrize("env_id", AUTHORS)
+def test_the_settings_are_the_authors(env_id, script):
+    steps, batch, minimum, lr, width, *of_shared = AUTHORS[env_id]
+    N, shared = len(TASKS[env_id]), script == "qmp_mtsac"
+    lr, width = of_shared if shared else (lr, width)
+    for budget in ("paper", "laptop"):
+        args = parse(env_id, script, "qmp", 1, budget)
+        in_a_turn = Fraction(args.gradient_steps, args.train_frequency)  # updates of all tasks, in N environment steps
+        # Of all tasks at once is of one network if they share it, of N if not.
+        assert in_a_turn * (1 if shared else N) / N == steps
+        assert args.batch_size == (round(batch / N) if shared else batch)
+        assert args.learning_starts == (minimum if shared else minimum * N)
+        assert args.buffer_size == (1e6 / N if shared else 1e6)
+        assert (args.policy_lr, args.q_lr, set(args.hidden_sizes)) == (lr, lr, {width})
+        assert (args.alpha, args.gamma, args.tau, args.autotune) == (1.0, 0.99, 0.005, True)
+        assert (args.switch_samples, args.switch_entropy, args.switch_rule, args.switch_period) == (
+            0,
+            False,
+            "argmax",
+            1,
+        )
+        assert args.own_policy_prob == (0.7 if env_id == "MetaWorldMT10-v3" else 0)
+        assert args.eval_episodes == {"MetaWorldMT10-v3": 50, "MetaWorldMT50-v3": 5, "KitchenMT10-v0": 5}.get(
+            env_id, 10
+        )
+        assert (args.total_timesteps == PAPER_STEPS[env_id]) == (budget == "paper")
 
 
-def test_matrix(tmp_path, capsys):
-    args = run.Args(env_ids=["Maze-v0"], scripts=["qmp_sac"], seeds=[3, 4], runs=tmp_path, dry_run=True)
-    runs = run.matrix(args)
-    assert [r.folder.name for r in runs] == [
-        f"Maze-v0__qmp_sac__{method}__{seed}" for seed in (3, 4) for method in ("base", "qmp")
+def test_methods_mean_what_they_say():
+    def switch(method):
+        args = parse("MetaWorldMT10-v3", "qmp_mtsac", method, 1)
+        return (
+            args.qmp,
+            args.switch_samples,
+            args.switch_entropy,
+            args.switch_rule,
+            args.switch_period,
+            args.fully_shared,
+        )
+
+    assert {method: switch(method) for method in run.METHODS} == {
+        "base": (False, 0, False, "argmax", 1, False),
+        "qmp": (True, 0, False, "argmax", 1, False),
+        "qmp-eq2": (True, 1, True, "argmax", 1, False),
+        "qmp-period-10": (True, 0, False, "argmax", 10, False),
+        "qmp-uniform": (True, 0, False, "uniform", 1, False),
+        "qmp-uniform-period-10": (True, 0, False, "uniform", 10, False),
+        "qmp-softmax": (True, 0, False, "softmax", 1, False),
+        "fully-shared": (False, 0, False, "argmax", 1, True),
+    }
+
+
+def benchmark(tmp_path, *flags):
+    """Start benchmark/run.py."""
+    command = [sys.executable, ROOT / "benchmark" / "run.py", "--runs", tmp_path, "--seeds", "1", "--jobs", "2", *flags]
+    return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_prints_commands_and_leaves_out_what_is_not(tmp_path):
+    flags = "--env-ids a.b:c --scripts qmp_sac qmp_mtsac --methods fully-shared qmp --hidden-sizes 8 9 --print".split()
+    output, _ = benchmark(tmp_path, *flags).communicate()
+    assert output.splitlines() == [
+        "python qmp_sac.py --env-id a.b:c --seed 1 --hidden-sizes 8 9",
+        "python qmp_mtsac.py --env-id a.b:c --seed 1 --no-qmp --fully-shared --hidden-sizes 8 9",
+        "python qmp_mtsac.py --env-id a.b:c --seed 1 --hidden-sizes 8 9",
     ]
-    assert {r.total for r in runs} == {6_000_000}
-    assert run.main(args) == 0
-    assert capsys.readouterr().out.splitlines() == [" ".join(r.command) for r in runs]
     assert not list(tmp_path.iterdir())
 
 
-DRIVER = """
-import run, sys
-folder, flags, methods, seeds, address = sys.argv[1:]
-run.SETTINGS = {"PointReach-v0": run.Setting(paper="", laptop=flags)}
-run.METHODS = {"base": "--no-qmp", "qmp": "", "refused": "--gamma 2"}
-run.Path(folder, f"stop-{run.platform.node()}-{run.os.getpid()}").touch()  # left by another of the same number
-where = {"jobs": 1} if address == "local" else {"address": address}
-matrix = {"scripts": ["qmp_sac"], "methods": methods.split(","), "seeds": range(1, 1 + int(seeds))}
-sys.exit(run.main(run.Args(**matrix, **where, runs=run.Path(folder))))
+def test_failures_are_shown_and_the_rest_is_finished_once(tmp_path):
+    flags = ["--scripts", "qmp_sac", "qmp_mtsac", "--methods", "base", *TINY, "--pcgrad"]  # which qmp_sac.py lacks
+    process = benchmark(tmp_path, *flags)
+    output, _ = process.communicate()
+    assert (
+        process.returncode == 1 and "qmp_sac__base__1: failed" in output and "Unrecognized options: --pcgrad" in output
+    )
+    finished = tmp_path / "PointReach-v0__qmp_mtsac__base__1"
+    assert plot.read_run(finished)[1]["global_step"].max() == 400
+    process = benchmark(tmp_path, "--scripts", "qmp_mtsac", *flags[3:])
+    assert "1 runs" in process.communicate()[0] and process.returncode == 0
+    assert Path(f"{finished}.log").read_text().count("$ python") == 1
+
+
+def test_ctrl_c_checkpoints_all(tmp_path):
+    flags = "--scripts qmp_sac --methods qmp --total-timesteps 4e6 --eval-frequency 100 --eval-episodes 1".split()
+    process = benchmark(tmp_path, *flags, "--learning-starts", "200")
+    folder = tmp_path / "PointReach-v0__qmp_sac__qmp__1"
+    while not (folder / "evaluations.csv").exists() or not (folder / "evaluations.csv").stat().st_size:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode == 130
+    assert torch.load(folder / "checkpoint.pt")["global_step"] > 0
+    assert "exit code 143" in run.log_of(folder)[-1]
+
+
+PLANNED = """
+import os, pathlib, signal, sys
+*flags, way, folder = sys.argv[1:]
+folder, plan = pathlib.Path(folder), pathlib.Path("plan")
+word, *rest = plan.read_text().split()
+plan.write_text(" ".join(rest))
+print(way, word, flush=True)
+folder.mkdir(exist_ok=way == "--resume")
+if word != "die":
+    (folder / "checkpoint.pt").touch()
+if "die" in word:
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(2 if word == "refuse" else 0)
 """
 
 
-def drive(folder, flags, *methods, seeds=1, address="local", **variables):
-    """Start the matrix in a process of its own, with further environment variables."""
-    command = [sys.executable, "-c", DRIVER, str(folder), flags, ",".join(methods), str(seeds), address]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "benchmark")} | variables
-    return subprocess.Popen(
-        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def test_runs_are_finished_resumed_and_failures_listed(tmp_path):
-    folder = tmp_path / "laptop" / "PointReach-v0__qmp_sac__qmp__1"
-    qmp_sac.main([*TINY.split(), "--seed", "1", "--run-dir", str(tmp_path / "whole")])
-    # Broken off before its end: its first checkpoint, at step 0, is there.
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(qmp_sac.ReplayBuffer, "add", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        qmp_sac.main([*TINY.split(), "--seed", "1", "--run-dir", str(folder)])
-    process = drive(tmp_path, TINY, "qmp", "refused")
-    output, errors = process.communicate()
-    assert process.returncode == 1
-    assert "2 runs, 0 of them finished before" in output
-    assert "refused__1: exit code 2: qmp_sac.py: error: --gamma must be from 0 to 1" in errors
-    assert (folder / "evaluations.csv").read_bytes() == (tmp_path / "whole" / "evaluations.csv").read_bytes()
-    assert (folder / "finished").exists()
-    log = (folder.parent / f"{folder.name}.log").read_text()
-    assert log.startswith(f"$ python qmp_sac.py --env-id PointReach-v0 --seed 1 {TINY}\n")
-    assert "already exists" not in log  # it went on from the checkpoint
-    process = drive(tmp_path, TINY + " --gamma 0.9", "qmp")  # the table of settings has changed since
-    _, errors = process.communicate()
-    assert process.returncode == 2 and errors.count("\n") == 1
-    assert f"was begun as: python qmp_sac.py --env-id PointReach-v0 --seed 1 {TINY}; delete it" in errors
-    before = (folder / "args.json").stat().st_mtime_ns
-    process = drive(tmp_path, TINY, "qmp")
-    assert "1 runs, 1 of them finished before" in process.communicate()[0]
-    assert process.returncode == 0
-    assert (folder / "args.json").stat().st_mtime_ns == before
-    shutil.rmtree(folder)  # but not the log beside it
-    (planned,) = run.matrix(run.Args(scripts=["qmp_sac"], methods=["qmp"], seeds=[1], runs=tmp_path))
-    assert (
-        run.execute(dataclasses.replace(planned, command=planned.command[:6] + TINY.split()), tmp_path / "stop") is None
-    )
-    assert planned.log.read_text().count("$ python") == 1
-
-
-class Deadly(gym.Wrapper):
-    """Kills its process in its 40th step, unless the file that the variable DEATHS names has no letters left."""
-
-    steps = 0
-
-    def step(self, action):
-        self.steps += 1
-        deaths = Path(os.environ["DEATHS"])
-        if self.steps == 40 and (left := deaths.read_text()):
-            deaths.write_text(left[1:])
-            os.kill(os.getpid(), signal.SIGKILL)
-        return self.env.step(action)
-
-
-def make_deadly(seed, vectorization, render_mode):
-    """Two tasks of PointReach, one of them deadly."""
-    thunks = [lambda: Deadly(gym.make("qmp/PointReach-v0", task=0)), lambda: gym.make("qmp/PointReach-v0", task=1)]
-    return SyncVectorEnv(thunks, autoreset_mode=AutoresetMode.SAME_STEP)
-
-
 def test_a_killed_run_is_tried_again_from_its_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT / "tests", ROOT / "benchmark"))))
-    monkeypatch.setenv("DEATHS", str(tmp_path / "deaths"))
-    command = f"python qmp_sac.py --env-id test_benchmark:make_deadly {TINY} --checkpoint-frequency 50".split()
-    whole, killed, hopeless = (run.Run(tmp_path / name, command, total=400) for name in ("whole", "killed", "hopeless"))
-    for planned, deaths in ((whole, 0), (killed, run.ATTEMPTS - 1)):
-        (tmp_path / "deaths").write_text("x" * deaths)
-        assert run.execute(planned, tmp_path / "stop") is None and planned.finished()
-        assert planned.log.read_text().count("$ python") == 1 + deaths
-    for file in ("evaluations.csv", "mixture.csv"):
-        assert (killed.folder / file).read_bytes() == (whole.folder / file).read_bytes()
-    monkeypatch.setattr(run, "ATTEMPTS", 1)
-    (tmp_path / "deaths").write_text("x")
-    assert run.execute(hopeless, tmp_path / "stop").startswith("exit code -9") and not hopeless.finished()
+    """With a script that does as planned: die, with a checkpoint or without, refuse its flags, or finish."""
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    (tmp_path / "planned.py").write_text(PLANNED)
+    folder, plan, command = tmp_path / "run", tmp_path / "plan", ["python", "planned.py", "--total-timesteps", "9"]
+
+    def words():
+        return [line for line in run.log_of(folder) if line.startswith("--")]
+
+    plan.write_text("die save-die finish")
+    assert run.execute(folder, command) == "" and run.finished(folder, command)
+    assert words() == ["--run-dir save-die", "--resume finish"]
+    assert not run.finished(folder, [*command, "--total-timesteps", "10"])  # then it goes on
+    plan.write_text("save-die " * run.ATTEMPTS)
+    assert "exit code -9" in run.execute(folder, command) and not run.finished(folder, command)
+    assert words()[2:] == ["--resume save-die"] * run.ATTEMPTS and not plan.read_text()
+    plan.write_text("refuse finish")  # what a script refuses it will refuse again
+    assert "exit code 2" in run.execute(folder, command) and plan.read_text() == "finish"
 
 
-def test_a_run_that_cannot_be_started_is_listed(tmp_path):
-    (tmp_path / "laptop").write_text("a file where the runs' folders go")
-    process = drive(tmp_path, TINY, "qmp")
-    _, errors = process.communicate()
-    assert process.returncode == 1
-    (line,) = [line for line in errors.splitlines() if line.startswith("failed: ")]
-    assert "PointReach-v0__qmp_sac__qmp__1: FileExistsError" in line and str(tmp_path / "laptop") in line
-
-
-def test_stopped_by_a_signal_leaves_a_checkpoint(tmp_path):
-    folder = tmp_path / "laptop" / "PointReach-v0__qmp_sac__qmp__1"
-    flags = TINY.replace("--total-timesteps 400", "--total-timesteps 4000000 --checkpoint-frequency 1e9")
-    process = drive(tmp_path, flags, "qmp", "base")  # the second one waits for the only core
-    while not (folder / "evaluations.csv").exists() or len((folder / "evaluations.csv").read_text().splitlines()) < 2:
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate()
-    assert process.returncode == 130, errors
-    stopped = torch.load(folder / "checkpoint.pt")["global_step"]
-    assert stopped > 0 and not (folder / "finished").exists()
-    assert not list(tmp_path.glob("stop*"))
-    assert not list(tmp_path.glob("laptop/*base*/*")) and not list(tmp_path.glob("laptop/*base*.log"))
-    assert float((folder / "hours").read_text()) >= 0
-
-
-def test_a_folder_is_trained_in_by_one_at_a_time(tmp_path):
-    """A training whose worker has died goes on; who starts it again waits for it and finds it finished."""
-    args = run.Args(scripts=["qmp_sac"], methods=["qmp"], seeds=[1], runs=tmp_path)
-    (planned,) = run.matrix(args)
-    planned = dataclasses.replace(planned, command=planned.command[:6] + TINY.split(), total=400)
-    with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(lambda _: run.execute(planned, tmp_path / "stop"), range(2))) == [None, None]
-    log = Path(f"{planned.folder}.log").read_text()
-    assert log.count("results in") == 1 and "the run is finished" in log
-
-
-def test_who_waits_for_a_folder_can_be_stopped(tmp_path):
-    args = run.Args(scripts=["qmp_sac"], methods=["qmp"], seeds=[1], runs=tmp_path)
-    (planned,) = run.matrix(args)
-    planned.folder.parent.mkdir(parents=True)
-    with open(f"{planned.folder}.lock", "w") as lock, ThreadPoolExecutor(1) as pool:
-        assert run.try_lock(lock)
-        waiting = pool.submit(run.execute, planned, tmp_path / "stop")
-        (tmp_path / "stop").touch()
-        assert waiting.result() == "stopped"
-    assert not planned.folder.exists()
-
-
-def test_a_node_of_a_cluster_is_killed(tmp_path):
-    """Two nodes; all processes of one are killed in the midst of a run: all runs finish, as if nothing had happened."""
-    flags = TINY.replace("--total-timesteps 400", "--total-timesteps 4000 --checkpoint-frequency 400")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    variables |= {"PYTHONPATH": str(ROOT / "benchmark"), "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray")}  # a short path
-    ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1"]
-    head = ["--head", f"--port={address.split(':')[1]}", "--include-dashboard=false"]
-    nodes, process = [], None
-    try:
-        for name, role in (("head", head), ("second", [f"--address={address}"])):
-            with open(tmp_path / f"{name}.log", "w") as output:
-                nodes.append(subprocess.Popen([*ray, *role], env=os.environ | variables, stdout=output, stderr=output))
-            while "Ray runtime started" not in (said := (tmp_path / f"{name}.log").read_text()):
-                assert nodes[-1].poll() is None, said
-                time.sleep(0.1)
-        stranger = drive(tmp_path, flags, "base", address=address, **variables | {"RAY_AUTH_TOKEN": "0" * 64})
-        _, errors = stranger.communicate()
-        assert stranger.returncode == 2 and f"error: --address {address}" in errors
-        assert not list(tmp_path.glob("laptop"))
-        process = drive(tmp_path, flags, "base", "qmp", seeds=2, address=address, **variables)
-        victim = None
-        while not victim or not plot.read(victim / "evaluations.csv"):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.1)
-            for child in psutil.Process(nodes[1].pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    words = child.cmdline()
-                    victim = Path(words[words.index("--run-dir") + 1]) if "--run-dir" in words else victim
-        kill_tree(nodes[1])
-        assert not (victim / "finished").exists()
-        _, errors = process.communicate(timeout=600)
-    finally:
-        for started in [process, *nodes] if process else nodes:
-            kill_tree(started)
-        shutil.rmtree(variables["RAY_TMPDIR"], ignore_errors=True)
-    assert process.returncode == 0, errors
-    assert len(list(tmp_path.glob("laptop/*/finished"))) == 4
-    assert Path(f"{victim}.log").read_text().count("$ python") == 2
-    for method, seed in itertools.product(("base", "qmp"), (1, 2)):
-        more = ["--no-qmp"] if method == "base" else []
-        whole = tmp_path / f"{method}-{seed}"
-        qmp_sac.main([*flags.split(), *more, "--seed", str(seed), "--run-dir", str(whole)])
-        for file in ("evaluations.csv", "mixture.csv"):
-            found = tmp_path / "laptop" / f"PointReach-v0__qmp_sac__{method}__{seed}" / file
-            assert found.read_bytes() == (whole / file).read_bytes()
-
-
-def kill_tree(process):
-    """Kill a process and all that it has started, at once."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(process.pid)
-        for member in [*parent.children(recursive=True), parent]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-    process.wait()
-
-
-@pytest.mark.parametrize(
-    "flags, words",
-    [
-        ("--seeds -1", "--seeds"),
-        ("--jobs 0", "--jobs"),
-        ("--jobs 2 --address auto", "a cluster counts its own"),
-        (f"--runs {__file__}/here", f"{__file__} is no folder"),
-    ],
-)
-def test_bad_input(tmp_path, flags, words):
-    process = subprocess.run(
-        [sys.executable, ROOT / "benchmark" / "run.py", "--runs", tmp_path, *flags.split()],
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 2 and process.stderr.count("\n") == 1 and words in process.stderr
-    assert not list(tmp_path.iterdir())
-
-
-def test_smoke_draws_its_figures(tmp_path):
-    """Four runs, shortened."""
-    code = (
-        f"import run, sys; run.SETTINGS = {{'PointReach-v0': run.Setting(paper='', laptop={TINY!r})}}; "
-        f"sys.exit(run.main(run.Args(suite='smoke', runs=run.Path({str(tmp_path)!r}))))"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "benchmark")}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    records = plot.read(tmp_path / "smoke" / "runs.csv")
-    assert [(record["method"], record["seed"]) for record in records] == [
-        (method, seed) for method in ("base", "qmp") for seed in "12"
-    ]
-    for name in ("success.png", "PointReach-v0_mixture.png"):
-        assert (tmp_path / "smoke" / name).stat().st_size > 10_000
-
-
-MIXTURE = [[0.75, 0.25], [0.4, 0.6]]
-
-
-def fake(folder, curve, method, seed, env_id="PointReach-v0", budget="laptop", evaluations=10):
-    """A run folder as run.py leaves it: mean success curve(t) in ten evaluations of two tasks."""
-    run_dir = folder / budget / f"{env_id}__qmp_sac__{method}__{seed}"
-    run_dir.mkdir(parents=True)
+def make_run(folder, success, seed=1, tasks=("a", "b"), script="qmp_sac", env_id="PointReach-v0", **args):
+    """A run's folder: evaluations at steps 100, 200, ... with a mean success of the numbers given."""
+    folder.mkdir(parents=True)
+    args = {"env_id": env_id, "seed": seed, "learning_starts": 10, "qmp": True, "switch_period": 1} | args
+    record = {"script": script, "args": args, "tasks": tasks, "git_commit": "abc", "versions": {"torch": "2"}}
+    (folder / "args.json").write_text(json.dumps(record))
     rows = []
-    for t in range(1, evaluations + 1):
-        for task, sign in (("easy", 1), ("reach-middle-sparse", -1)):
-            row = {"global_step": 100 * t, "task": task, "episodic_return": -t, "episodic_length": 50}
-            rows.append(row | {"success_rate": np.clip(curve(t) + sign * 0.25 * (t < 10), 0, 1)})
-    plot.write(run_dir / "evaluations.csv", rows)
-    shares = [(t, i, j, MIXTURE[i][j]) for t in (100, 100 * evaluations) for i in range(2) for j in range(2)]
-    names = ("global_step", "task", "policy", "probability")
-    plot.write(run_dir / "mixture.csv", [dict(zip(names, share, strict=True)) for share in shares])
-    versions = dict.fromkeys(("python", "torch", "gymnasium", "mujoco", "metaworld"), "1.0")
-    record = {"versions": versions, "git_commit": "abc", "tasks": ["easy", "reach-middle-sparse"]}
-    (run_dir / "args.json").write_text(json.dumps(record))
-    Path(f"{run_dir}.log").write_text(f"$ python qmp_sac.py --{method}\nmore\n")
-    if evaluations == 10:
-        (run_dir / "hours").write_text("0.5\n0.25\n")
-        (run_dir / "finished").touch()
-    return run_dir
+    for t, value in enumerate(success, start=1):
+        for i, task in enumerate(tasks):
+            row = {"global_step": 100 * t, "acting": "own", "task": task, "success_rate": value}
+            row |= {"episodic_return": -t - i, "episodic_length": 50, "height": t}
+            row |= {f"acted/{policy}": 0.75 if j == i else 0.25 / (len(tasks) - 1) for j, policy in enumerate(tasks)}
+            rows.append(row)
+    pd.DataFrame(rows).to_csv(folder / "evaluations.csv", index=False)
+    return folder
 
 
 @pytest.fixture
-def results(tmp_path, monkeypatch):
-    """An empty folder of results, and two READMEs with markers."""
-    monkeypatch.setattr(plot, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(plot, "ROOT", tmp_path)
-    (tmp_path / "benchmark").mkdir()
-    for folder in (tmp_path, tmp_path / "benchmark"):
-        (folder / "README.md").write_text("before\n<!-- results -->\n<!-- end of results -->\nafter\n")
-    return tmp_path / "results"
+def figures(monkeypatch):
+    """Figures, kept open, by the name of their file."""
+    kept = {}
+    monkeypatch.setattr(plot.plt, "close", lambda figure: None)
+    save = plot.plt.Figure.savefig
+    monkeypatch.setattr(
+        plot.plt.Figure,
+        "savefig",
+        lambda self, path, **more: (kept.update({path.name: self}), save(self, path, **more)),
+    )
+    yield kept
+    plot.plt.close("all")
 
 
-def draw(runs, output):
-    plot.main(["--results", "--runs", str(runs), "--output", str(output)])
-    return tuple((output.parent / folder / "README.md").read_text() for folder in (".", "benchmark"))
+def panels(figure):
+    """Axes of a figure by their titles."""
+    return {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
 
 
-def test_collect_draw_and_table(results, tmp_path):
-    runs = tmp_path / "runs"
-    for seed, last in ((1, 0.5), (2, 1.0), (3, 0.5)):
-        fake(runs, lambda t, last=last: last, "qmp", seed)
-        fake(runs, lambda t: 0.5, "base", seed)
-    text, more = draw(runs, results)
-    rows = plot.read(results / "PointReach-v0.csv")
-    assert len(rows) == 6 * 20
-    assert [row["method"] for row in rows[::60]] == ["base", "qmp"]
-    (record,) = plot.select(plot.read(results / "runs.csv"), method="base", seed="2")
-    assert record["hours"] == "0.75" and record["steps"] == "1000" and record["command"] == "python qmp_sac.py --base"
-    assert text.startswith("before\n<!--") and text.endswith("<!-- end of results -->\nafter\n")
-    (line,) = [line for line in text.splitlines() if line.startswith("| PointReach-v0 | `qmp_sac.py`, No-Sharing")]
-    assert "| 0.50 [0.50, 0.50] | 0.67 [0.50, 1.00] |" in line
-    assert line.endswith("| 0 of 3 | 1 of 3 |")
-    for name in ("success.png", "PointReach-v0_mixture.png"):
-        assert (results / name).stat().st_size > 10_000
-    assert "PointReach-v0_mixture.png" in more and "variants" not in more
-
-    # Another sitting, whose folder holds one of these runs again and one more: the CSV keeps what is not replaced.
-    more = tmp_path / "more"
-    fake(more, lambda t: 1.0, "qmp", 1)
-    fake(more, lambda t: 1.0, "qmp-period-1", 1)
-    text, more = draw(more, results)
-    assert "| 0.50 [0.50, 0.50] | 0.83 [0.50, 1.00] |" in text
-    assert "`qmp_sac.py`, 1,000 steps:" in more and "| alone | 3 | 0.50 [0.50, 0.50] | 0 of 3 |" in more
-    assert "| `--switch-period 1` | 1 | 1.00 (1 seed) | 1 of 1 |" in more
-    assert "PointReach-v0_variants.png" in more and (results / "PointReach-v0_variants.png").exists()
-    assert text.count("<!-- end of results -->") == 1
+def test_one_run_shows_tasks_mean_and_mixture(tmp_path, figures):
+    folder = make_run(tmp_path / "run", [0, 0.5, 1])
+    assert plot.main(plot.Args(runs=(folder,))) == 0
+    assert (folder / "plots-PointReach-v0.png").stat().st_size > 10_000
+    found = panels(figures["plots-PointReach-v0.png"])
+    assert [*found][:4] == ["success rate", "episodic return", "height", "own policy's share of acting"]
+    lines = {line.get_label(): line.get_ydata().tolist() for line in found["episodic return"].lines}
+    assert lines == {"a": [-1, -2, -3], "b": [-2, -3, -4], "mean": [-1.5, -2.5, -3.5]}
+    mixture = found["who acted: evaluations at 300 to 300"]
+    assert mixture.images[0].get_array().tolist() == [[0.75, 0.25], [0.25, 0.75]]
+    assert [text.get_text() for text in mixture.get_xticklabels()] == ["a", "b"]
+    assert [text.get_text() for text in mixture.texts] == ["0.75", "0.25", "0.25", "0.75"]
 
 
-def test_curves_show_mean_and_interval():
-    rows = runs_of((0, 0, 0), (0, 0.5, 1), (0, 0.25, 0.5), method="qmp") + runs_of((0.5, 0.5, 0.5), method="base")
-    axes = Figure().subplots()
-    plot.draw_curves(axes, rows, "success_rate", ["base", "qmp"])
-    assert [line.get_linestyle() for line in axes.lines] == ["--", "-"]
-    assert [line.get_label() for line in axes.lines] == ["alone, 1 seed", "+ QMP, 3 seeds"]
-    assert axes.lines[1].get_xydata().tolist() == [[1000, 0], [2000, 0.25], [3000, 0.5]]
-    band = axes.collections[1].get_paths()[0].vertices
-    assert [sorted({y for x, y in band if x == step}) for step in (1000, 2000, 3000)] == [[0], [0, 0.5], [0, 1]]
+def test_many_tasks_are_grey_and_success_may_be_unknown(tmp_path, figures):
+    make_run(tmp_path / "run", [np.nan, np.nan], tasks=[f"task {i}" for i in range(20)])
+    plot.main(plot.Args(runs=(tmp_path,)))
+    found = panels(figures["plots-PointReach-v0.png"])
+    assert "success rate" not in found
+    *tasks, mean = found["episodic return"].lines
+    assert {line.get_color() for line in tasks} == {"0.7"} and len(tasks) == 20 and mean.get_linewidth() > 2
+    mixture = found["who acted: qmp_sac"]
+    assert not mixture.texts and len(mixture.get_xticklabels()) == 20
 
 
-def test_mixtures_are_drawn_as_they_are(results, tmp_path, monkeypatch):
-    fake(tmp_path / "runs", lambda t: 0.5, "qmp", 1)
-    figures = []
-    monkeypatch.setattr(plot, "save", lambda figure, path: figures.append(figure))
-    draw(tmp_path / "runs", results)
-    assert [image.get_array().tolist() for axes in figures[-1].axes for image in axes.images] == [MIXTURE] * 4
-    assert figures[-1].axes[0].get_ylabel() == "qmp_sac\ntask" and figures[-1].axes[0].get_xlabel() == "acting policy"
+def test_runs_that_differ_by_their_seed_are_one_line(tmp_path, figures):
+    for seed, end in ((1, 0.0), (2, 0.5), (3, 1.0)):
+        make_run(tmp_path / f"qmp{seed}", [0, 0.5, end], seed, batch_size=32)
+        make_run(tmp_path / f"base{seed}", [0.5] * 4, seed, batch_size=32, qmp=False)
+    make_run(tmp_path / "period", [1, 1], batch_size=32, switch_period=10)
+    assert plot.main(plot.Args(runs=(tmp_path,), output=tmp_path / "out")) == 0
+    axes = panels(figures["plots-PointReach-v0.png"])["success rate"]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert lines == {
+        "--no-qmp (3 seeds)": [[100, 0.5], [200, 0.5], [300, 0.5], [400, 0.5]],
+        "--qmp --switch-period 10": [[100, 1], [200, 1]],
+        "--qmp --switch-period 1 (3 seeds)": [[100, 0], [200, 0.5], [300, 0.5]],
+    }
+    band = axes.collections[list(lines).index("--qmp --switch-period 1 (3 seeds)")].get_paths()[0].vertices
+    assert [sorted({y for x, y in band if x == step}) for step in (100, 200, 300)] == [[0], [0.5], [0, 1]]
 
 
-def test_budgets_are_not_mixed(results, tmp_path):
-    for budget, value in (("laptop", 0.5), ("paper", 1.0)):
-        for method in ("base", "qmp"):
-            fake(tmp_path / "runs", lambda t, value=value: value, method, 1, budget=budget)
-    text, _ = draw(tmp_path / "runs", results)
-    assert text.count("0.50 (1 seed) | 0.50 (1 seed)") == text.count("1.00 (1 seed) | 1.00 (1 seed)") == 1
-    assert "| PointReach-v0_paper |" in text
-    assert len(plot.read(results / "runs.csv")) == 4
-    figures = {"success.png", "PointReach-v0_mixture.png", "PointReach-v0_paper_mixture.png"}
-    assert {path.name for path in results.glob("*.png")} == figures
+def test_a_run_that_is_just_being_written(tmp_path):
+    folder = make_run(tmp_path / "run", [0, 1])
+    with open(folder / "evaluations.csv", "a") as file:
+        file.write("300,own,a,1.0,-1,50,3,1.0,0.0\n300,own,b,0.")
+    assert plot.read_run(folder)[1]["global_step"].unique().tolist() == [100, 200]
+    (folder / "evaluations.csv").write_text("")
+    assert plot.read_run(folder)[1].empty and plot.main(plot.Args(runs=(folder,))) == 0
 
 
-def test_a_run_that_is_under_way(results, tmp_path):
-    """Its half-written evaluation does not count, and the table says how far it is."""
-    fake(tmp_path / "runs", lambda t: 0.5, "base", 1)
-    run_dir = fake(tmp_path / "runs", lambda t: 0.5, "qmp", 1, evaluations=3)
-    with open(run_dir / "evaluations.csv", "a") as file:
-        file.write("400,easy,1.0,-1,50\n400,reach-mid")
-    Path(f"{run_dir}.log").unlink()  # and it was started by hand
-    text, _ = draw(tmp_path / "runs", results)
-    assert "| 300 | 1 | 0.50 (1 seed) | 0.50 (1 seed) |" in text
-    (record,) = plot.select(plot.read(results / "runs.csv"), method="qmp")
-    assert (record["steps"], record["finished"], record["hours"]) == ("300", "False", "0.00")
-    plot.main([str(run_dir)])
-
-
-def test_variants_are_compared_where_all_of_them_have_been(results, tmp_path):
-    """At the last step that all have reached; nothing is said of a script without such a step."""
-    fake(tmp_path / "runs", lambda t: 0.1 * t, "base", 1)
-    fake(tmp_path / "runs", lambda t: 0.1 * t, "qmp-uniform", 1, evaluations=4)
-    _, more = draw(tmp_path / "runs", results)
-    assert "`qmp_sac.py`, 400 steps:" in more and "| alone | 1 | 0.40 (1 seed) |" in more
-    file = fake(tmp_path / "runs", lambda t: 0.1 * t, "qmp-softmax", 1, evaluations=1) / "evaluations.csv"
-    file.write_text(file.read_text().replace("\n100,", "\n150,"))
-    _, more = draw(tmp_path / "runs", results)
-    assert "### PointReach-v0" in more and "`qmp_sac.py`," not in more
-
-
-def test_who_got_further_is_kept(results, tmp_path, capsys):
-    """Someone begins a committed run again, and plots before it is done."""
-    fake(tmp_path / "runs", lambda t: 0.5, "base", 1)
-    fake(tmp_path / "runs", lambda t: 0.5, "qmp", 1)
-    draw(tmp_path / "runs", results)
-    before = {path.name: path.read_text() for path in results.glob("*.csv")}
-    assert len(before) == 3
-    fake(tmp_path / "again", lambda t: 1.0, "qmp", 1, evaluations=4)
-    text, _ = draw(tmp_path / "again", results)
-    assert "runs.csv keeps 1,000 steps of" in capsys.readouterr().out
-    assert "| 1,000 | 1 | 0.50 (1 seed) | 0.50 (1 seed) |" in text
-    assert {path.name: path.read_text() for path in results.glob("*.csv")} == before
-
-
-def test_a_first_evaluation_without_a_mixture(results, tmp_path):
-    """As long as actions are random there are evaluations only; and two seeds may have no step in common."""
-    for seed in (1, 2):
-        run_dir = fake(tmp_path / "runs", lambda t: 0.5, "qmp", seed, evaluations=1)
-        (run_dir / "mixture.csv").unlink()
-        file = run_dir / "evaluations.csv"
-        file.write_text(file.read_text().replace("\n100,", f"\n{100 * seed},"))
-    draw(tmp_path / "runs", results)
-    assert {path.name for path in results.glob("*.csv")} == {"PointReach-v0.csv", "runs.csv"}
-    assert len(plot.read(results / "runs.csv")) == 2
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "rows.csv"
-    plot.write(path, [{"a": 1}, {"b": 2, "a": 3}])
-    assert path.read_text() == "a,b\n1,\n3,2\n"
-
-    class Broken:
-        def __str__(self):
-            raise OSError("the disk is full")
-
-    with pytest.raises(OSError):
-        plot.write(path, [{"a": 2}, {"a": Broken()}])
-    assert path.read_text() == "a,b\n1,\n3,2\n"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_readmes_are_found_from_a_relative_path(results, tmp_path, monkeypatch):
-    fake(tmp_path / "runs", lambda t: 0.5, "qmp", 1)
+def test_plots_all_runs_whatever_back_end_the_user_has_chosen(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    plot.main(["--results", "--runs", "runs", "--output", "results"])
-    assert "PointReach-v0_mixture.png" in (tmp_path / "benchmark" / "README.md").read_text()
-
-
-def test_no_runs_or_no_place(results, tmp_path, capsys):
-    for runs, output, word in ((tmp_path / "nowhere", results, "nowhere"), (tmp_path, Path(__file__), __file__)):
-        with pytest.raises(SystemExit) as stop:
-            draw(runs, output)
-        assert stop.value.code == 2 and word in capsys.readouterr().err
-
-
-def runs_of(*curves, **more):
-    """Rows of runs, one for each list of success rates; evaluations every thousand steps."""
-    run = {"env": "PointReach-v0", "budget": "paper", "script": "qmp_sac", "method": "qmp-period-1"} | more
-    return [
-        run | {"seed": str(seed), "global_step": str(1000 * t), "success_rate": str(value)}
-        for seed, values in enumerate(curves)
-        for t, value in enumerate(values, start=1)
-    ]
-
-
-def test_curves_end_where_the_shortest_run_does():
-    steps, values = plot.curves(runs_of((0.1, 0.2, 0.3), (0.1, 0.2)), "success_rate")
-    assert steps.tolist() == [1000, 2000]
-    assert values.tolist() == [[0.1, 0.2], [0.1, 0.2]]
-
-
-@pytest.mark.parametrize(
-    "curves, first, for_good",
-    [
-        (((0, 1, 0, 1, 1),), "2,000", "4,000"),
-        (((0, 1, 0, 1, 1), (1, 1, 1, 1, 1), (0, 0, 1, 0, 1)), "1,000 to 3,000", "1,000 to 5,000"),
-        (((0, 1, 1, 1, 0.8), (0.5, 0.5, 0.5, 0.5, 1)), "2,000 to 5,000", "5,000 (1 of 2)"),
-        (((0, 1, 1, 1, 0), (0, 0, 0, 0, 0)), "2,000 (1 of 2)", "never"),
-    ],
-)
-def test_when_a_task_is_solved(curves, first, for_good):
-    rows = runs_of(*curves)
-    assert plot.when_solved(rows, "success_rate") == first
-    assert plot.when_solved(rows, "success_rate", for_good=True) == for_good
-
-
-def test_what_comes_after_the_end_does_not_count():
-    rows = runs_of((0, 1, 0))
-    assert plot.when_solved(rows, "success_rate", end=1000) == "never"
-    assert plot.when_solved(rows, "success_rate", end=2000, for_good=True) == "2,000"
-
-
-def test_the_table_of_variants_says_when_tasks_are_solved():
-    """The sparse one first at the second evaluation; the other has a relapse at the fourth."""
-    rows = runs_of((1, 0, 1, 0.8, 1), task="easy") + runs_of((0, 1, 1, 1, 1), task="reach-middle-sparse")
-    table = plot.variants("PointReach-v0", rows)
-    assert "| `--switch-period 1` | 1 | 1.00 (1 seed) | 1 of 1 | 2,000 | 5,000 |" in table
+    assert plot.main(plot.Args()) == 2
+    assert capsys.readouterr().err == "plot.py: error: no run in runs; qmp_sac.py makes one\n"
+    make_run(tmp_path / "runs" / "run", [0, 1])
+    environment = os.environ | {"MPLBACKEND": "nonsense"}
+    assert subprocess.run([sys.executable, ROOT / "benchmark" / "plot.py"], env=environment).returncode == 0
+    assert (tmp_path / "runs" / "plots-PointReach-v0.png").exists()
 
 
 def test_interval_is_that_of_many_resamples():
     values = np.random.default_rng(1).random((7, 3))
-    low, high = plot.interval(values)
     picks = np.random.default_rng(2).integers(7, size=(100_000, 7))
     expected = np.quantile(values[picks].mean(1), (0.025, 0.975), axis=0)
-    assert np.allclose((low, high), expected, atol=0.01)
-    assert [x.tolist() for x in plot.interval(values[:1])] == [values[0].tolist()] * 2
+    assert np.allclose(plot.interval(values), expected, atol=0.02)
 
 
-def test_readmes_show_the_committed_results():
-    shown = (ROOT / "README.md").read_text().partition("<!-- results -->\n")[2].partition("<!-- end of results -->")[0]
-    assert shown.strip() == plot.overview(plot.RESULTS).strip()
-    shown = (ROOT / "benchmark" / "README.md").read_text().partition("<!-- results -->\n")[2]
-    shown, _, rest = shown.partition("<!-- end of results -->")
-    assert shown.strip() == plot.details(plot.RESULTS).strip()
-    shown = rest.partition("<!-- speed -->\n")[2]
-    rows = plot.read(plot.RESULTS / "speed.csv")
-    assert shown.partition("<!-- end of speed -->")[0].strip() == speed.tables(rows).strip()
-    for _, env_id, rows in plot.results(plot.RESULTS, ".csv"):
-        names = "env budget script qmp method seed global_step task success_rate episodic_return".split()
-        assert list(rows[0])[: len(names)] == names, env_id
-        assert all(row["qmp"] == str(row["method"] != "base") for row in rows), env_id
+def test_probability_of_improvement():
+    """Of task one 3 of 4 pairs are won, one of them is a tie; of task two none."""
+    assert plot.improvement(np.array([[1, 0], [2, 0]]), np.array([[1, 1], [0, 1]])) == np.mean([3.5 / 4, 0])
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch, figures):
+    """A repository without results: make(method, success, seed) adds a run, read() makes and returns the tables."""
+    monkeypatch.setattr(plot, "ROOT", tmp_path)
+    monkeypatch.setattr(plot, "RESULTS", tmp_path / "benchmark" / "results")
+    (tmp_path / "docs").mkdir()
+    for name in ("README.md", "docs/results.md"):
+        (tmp_path / name).write_text("before\n<!-- results -->\n<!-- end of results -->\nafter\n")
+
+    def make(method, success, seed=1, folder="runs", env_id="Maze-v0"):
+        run_dir = tmp_path / folder / "benchmark" / f"{env_id}__qmp_sac__{method}__{seed}"
+        make_run(run_dir, success, seed, env_id=env_id, qmp=method != "base")
+        (run_dir / "checkpoint.pt").touch()
+        hours = "".join(
+            f"$ python qmp_sac.py --{method}\nmore\nexit code {code} after 0.250 hours\n" for code in (9, 0)
+        )
+        Path(f"{run_dir}.log").write_text(hours)
+        with SummaryWriter(run_dir) as writer:
+            writer.add_scalar("switch/advantage/b", 0.125, 200)
+
+    def read(folder="runs"):
+        assert plot.main(plot.Args(runs=(tmp_path / folder,), results=True)) == 0
+        return [(tmp_path / name).read_text() for name in ("README.md", "docs/results.md")]
+
+    return make, read
+
+
+def test_results_are_gathered_and_told(repository, figures):
+    make, read = repository
+    for seed in (1, 2, 3, 4, 5):
+        make("qmp", [0, 1, 1, 1, 1, 1, 1, 1, 1, 0.2 * seed], seed)
+        make("base", [0, 0, 0, 0, 0, 0, 0, 0, 0, 0.5], seed)
+    overview, details = read()
+    rows = pd.read_csv(plot.RESULTS / "Maze-v0.csv")
+    assert list(rows)[:7] == ["script", "method", "seed", "global_step", "acting", "task", "success_rate"]
+    assert len(rows) == 10 * 20
+    logged = rows[rows["advantage"].notna()]
+    assert set(logged["global_step"]) == {200} and set(logged["task"]) == {"b"} and set(logged["advantage"]) == {0.125}
+    records = pd.read_csv(plot.RESULTS / "runs.csv")
+    assert set(records["hours"]) == {0.5} and set(records["global_step"]) == {1000}
+    assert set(records["command"]) == {"python qmp_sac.py --qmp", "python qmp_sac.py --base"}
+    assert overview.startswith("before\n") and overview.endswith("after\n")
+    low, high = plot.interval(np.array([0.2, 0.4, 0.6, 0.8, 1.0]))
+    assert f"| 1,000 | 0.50 [0.50, 0.50] | 0.60 | 0.60 [{low:.2f}, {high:.2f}] | 0.72 |" in overview
+    # Of the seeds 0.2 and 0.4 lose against 0.5.
+    assert f"| qmp | 5 | 0.60 [{low:.2f}, {high:.2f}] | 0.60 | 0.60 | 0.72 |" in details
+    assert "| qmp | 200 (5 of 5) | 200 (5 of 5) |" in details and "| base | never | never |" in details
+    assert "```\npython qmp_sac.py --base\npython qmp_sac.py --qmp\n```" in details
+    success = panels(figures["success.png"])["Maze-v0, qmp_sac\nsuccess rate"]
+    assert {line.get_label(): line.get_ydata()[-1] for line in success.lines}["qmp, paper"] == 0.72
+
+
+def test_results_are_kept_unless_a_run_has_got_further(repository):
+    make, read = repository
+    make("qmp", [0, 0, 1])
+    make("base", [0, 0, 0])
+    read()
+    make("qmp", [0.5, 0.5], folder="again")  # begun anew, and not done
+    make("base", [0.5, 0.5, 0.5, 0.5], folder="again")
+    make("qmp-period-10", [0.25, 0.25, 0.25], folder="again")
+    _, details = read("again")
+    assert "### qmp_sac.py, 300 steps" in details
+    for line in (
+        "| base | 1 | 0.50 (1 seed) |",
+        "| qmp | 1 | 1.00 (1 seed) |",
+        "| qmp-period-10 | 1 | 0.25 (1 seed) |",
+    ):
+        assert line in details
+
+
+def test_the_docs_show_the_committed_results(tmp_path, monkeypatch):
+    """The tables in README.md and docs/results.md are those of the CSV files, if there are any yet."""
+    monkeypatch.setattr(plot, "draw", lambda path, *_: path)
+    monkeypatch.setattr(plot, "ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
+    for _ in plot.RESULTS.glob("runs.csv"):
+        for name in ("README.md", "docs/results.md"):
+            shutil.copy(ROOT / name, tmp_path / name)
+        plot.write_results()
+        for name in ("README.md", "docs/results.md"):
+            assert (tmp_path / name).read_text() == (ROOT / name).read_text()
