@@ -9,6 +9,7 @@ from pathlib import Path
 import gymnasium as gym
 import pandas as pd
 import pytest
+import run as benchmark
 import torch
 import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = ["qmp_sac", "qmp_mtsac", "qmp_dnc", "qmp_uds"]
+EVALUATION = {"eval_frequency", "eval_episodes"}
 SMALL = ["--hidden-sizes=8", "--batch-size=4", "--eval-episodes=1"]
 
 
@@ -38,7 +40,7 @@ def commands(text):
     return [(importlib.import_module(script), shlex.split(flags, comments=True)) for script, flags in lines]
 
 
-def run(module, flags):
+def run_short(module, flags):
     """Run a command with small networks and a two hundredth of its steps."""
     args = tyro.cli(module.Args, args=flags)
     steps = ["total_timesteps", "learning_starts", "checkpoint_frequency", "distill_period"]
@@ -73,7 +75,7 @@ def test_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
                 continue
             env_id = tyro.cli(module.Args, args=flags).env_id
             if "PointReach" in env_id or "my_tasks" in env_id:
-                run(module, flags)
+                run_short(module, flags)
             else:
                 assert env_id in envs.TASKS or env_id.startswith("MetaWorld:")
     for module, flags in commands(re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)):
@@ -82,7 +84,7 @@ def test_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
 
 def test_policy_of_the_readme_is_the_one_evaluated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run(qmp_sac, ["--run-dir", "runs/first"])
+    run_short(qmp_sac, ["--run-dir", "runs/first"])
     text = next(text for _, text in blocks(README) if "checkpoint" in text)
     page = {}
     exec(text, page)
@@ -115,6 +117,20 @@ def test_copied_switch_rates_like_a_loop():
             assert page["scores"][i, j].item() == pytest.approx(min(values), abs=1e-6)
     assert page["chosen"].tolist() == page["scores"].argmax(1).tolist()
     assert page["actions"].shape == (N, A)
+
+
+def test_commands_with_the_papers_settings_are_those_of_the_benchmark():
+    """But for how often and how long it evaluates."""
+    compared = []
+    for page in PAGES:
+        for module, flags in commands(page.read_text()):
+            args = tyro.cli(module.Args, args=flags) if "--help" not in flags else module.Args()
+            if args.env_id in benchmark.SETTINGS and "PointReach" not in args.env_id:
+                words = benchmark.command(args.env_id, module.__name__, "qmp", seed=1, budget="paper")
+                expected = vars(tyro.cli(module.Args, args=words[2:]))
+                assert {name: x for name, x in vars(args).items() if x != expected[name]}.keys() <= EVALUATION
+                compared.append((module.__name__, args.env_id))
+    assert {(f"qmp_{name}", f"MetaWorldMT{N}-v3") for name in ("sac", "mtsac") for N in (10, 50)} <= set(compared)
 
 
 def test_flags_exist():
