@@ -19,8 +19,8 @@ import qmp_sac
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = ["qmp_sac", "qmp_mtsac", "qmp_dnc", "qmp_uds"]
+PAGES = [README, *(ROOT / "docs" / f"{name}.md" for name in SCRIPTS)]
 EVALUATION = {"eval_frequency", "eval_episodes"}
 SMALL = ["--hidden-sizes=8", "--batch-size=4", "--eval-episodes=1"]
 
@@ -139,13 +139,13 @@ def test_flags_exist():
     for name in SCRIPTS:
         for field in vars(importlib.import_module(name).Args()):
             known |= {f"--{field.replace('_', '-')}", f"--no-{field.replace('_', '-')}"}
-    for page in [README, *(ROOT / "docs" / f"{name}.md" for name in SCRIPTS)]:
+    for page in PAGES:
         prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
         spans = [span for span in re.findall(r"`([^`]+)`", prose) if span.startswith(("--", "python qmp_"))]
         assert {flag for span in spans for flag in re.findall(r"--[a-z-]+", span)} <= known
 
 
-@pytest.mark.parametrize("page", PAGES, ids=by_name)
+@pytest.mark.parametrize("page", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=by_name)
 def test_links(page):
     text = page.read_text()
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
