@@ -1,6 +1,7 @@
-"""Draw QMP at work on PointReach: the sparse task's data alone, with policies that mislead, and with one that helps.
+"""The README's pictures.
 
-python benchmark/picture.py    # five minutes; writes benchmark/results/qmp.png
+python benchmark/picture.py qmp             # five minutes; writes benchmark/results/qmp.png
+python benchmark/picture.py environments    # writes benchmark/results/environments.png
 """
 
 import sys
@@ -13,12 +14,15 @@ import numpy as np
 import tyro
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from matplotlib.collections import LineCollection
+from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmark" / "results"
 sys.path.insert(0, str(ROOT))
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+import envs  # noqa: E402
 import qmp_sac  # noqa: E402
 from envs.pointreach import COLORS, GOALS, RADIUS, SPARSE, TASKS  # noqa: E402
 
@@ -30,6 +34,16 @@ PANELS = (  # title, tasks, flags
     ("(b) QMP, three policies mislead", MISLEADING, "--env-id picture:make_misleading"),
     ("(c) QMP, a fourth policy helps", TASKS, "--env-id PointReach-v0"),
 )
+FRAMES = {  # task shown, steps before the picture
+    "PointReach-v0": (3, 12),
+    "MultistageReacher-v0": (0, 15),
+    "Maze-v0": (0, 60),
+    "MetaWorldCDS-v0": (2, 20),
+    "MetaWorldMT10-v3": (2, 20),
+    "Walker2dMT4-v0": (3, 8),
+    "KitchenMT10-v0": (0, 5),
+}
+SIZE, COLUMNS = 300, 4
 
 
 def make_misleading(seed: int, vectorization: str, render_mode: str | None) -> VectorEnv:
@@ -82,8 +96,8 @@ def draw(square, below, tasks: tuple[str, ...], episodes: np.ndarray) -> None:
     below.set(xlim=(0, len(episodes)), ylim=(0, 1), yticks=[], xlabel="episodes of training")
 
 
-def main(output: Path = ROOT / "benchmark" / "results" / "qmp.png", seed: int = 1) -> None:
-    """Train each panel's agents, draw what the sparse task collected."""
+def draw_qmp(output: Path = RESULTS / "qmp.png", seed: int = 1) -> None:
+    """QMP at work on PointReach: the sparse task's data alone, with policies that mislead, and with one that helps."""
     qmp_sac.Mixture = Recorder
     figure, axes = plt.subplots(2, 3, figsize=(10, 4.6), layout="constrained", height_ratios=(5, 1))
     for (title, tasks, flags), (square, below) in zip(PANELS, axes.T, strict=True):
@@ -99,5 +113,26 @@ def main(output: Path = ROOT / "benchmark" / "results" / "qmp.png", seed: int = 
     print(output)
 
 
+def draw_environments(output: Path = RESULTS / "environments.png") -> None:
+    """A frame of every environment, after some random steps, with the name of the environment and of the task."""
+    envs.choose_opengl()
+    rows = -(-len(FRAMES) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * SIZE, rows * (SIZE + 24)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for k, (env_id, (task, steps)) in enumerate(FRAMES.items()):
+        env = gym.make(f"qmp/{env_id}", task=task, render_mode="rgb_array", disable_env_checker=True)
+        env.reset(seed=1)
+        env.action_space.seed(1)
+        for _ in range(steps):
+            action = env.action_space.sample()
+            env.step(np.ones_like(action) if env_id == "PointReach-v0" else action)
+        x, y = k % COLUMNS * SIZE, k // COLUMNS * (SIZE + 24)
+        sheet.paste(Image.fromarray(env.render()).resize((SIZE - 6, SIZE - 6)), (x + 3, y + 3))
+        pen.text((x + 6, y + SIZE + 2), f"{env_id}: {envs.TASKS[env_id][task]}", fill="black")
+        env.close()
+    sheet.save(output, optimize=True)
+    print(output)
+
+
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.extras.subcommand_cli_from_dict({"qmp": draw_qmp, "environments": draw_environments})

@@ -265,9 +265,9 @@ def gather(folders: Sequence[Path]) -> None:
     evaluations, records = {}, []
     for folder in folders:
         record, rows = read_run(folder)
-        if rows.empty or folder.name.count("__") != 3:
+        _, script, method, seed = [*folder.name.split("__"), *4 * [""]][:4]
+        if rows.empty or method not in METHODS:
             continue
-        _, script, method, seed = folder.name.split("__")
         run, env_id = {"script": script, "method": method, "seed": int(seed)}, record["args"]["env_id"]
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
         logged = [tag for tag in events.Tags()["scalars"] if tag.startswith("switch/advantage/")]

@@ -128,7 +128,8 @@ def test_failures_are_shown_and_the_rest_is_finished_once(tmp_path):
         process.returncode == 1 and "qmp_sac__base__1: failed" in output and "Unrecognized options: --pcgrad" in output
     )
     finished = tmp_path / "PointReach-v0__qmp_mtsac__base__1"
-    assert plot.read_run(finished)[1]["global_step"].max() == 400
+    record, rows = plot.read_run(finished)
+    assert record["script"] == "qmp_mtsac" and rows["global_step"].max() == 400
     process = benchmark(tmp_path, "--scripts", "qmp_mtsac", *flags[3:])
     assert "1 runs" in process.communicate()[0] and process.returncode == 0
     assert Path(f"{finished}.log").read_text().count("$ python") == 1
@@ -326,6 +327,7 @@ def test_results_are_gathered_and_told(repository, figures):
     for seed in (1, 2, 3, 4, 5):
         make("qmp", [0, 1, 1, 1, 1, 1, 1, 1, 1, 0.2 * seed], seed)
         make("base", [0, 0, 0, 0, 0, 0, 0, 0, 0, 0.5], seed)
+    make_run(plot.ROOT / "runs" / "Maze-v0__qmp_sac__1__20260101-120000-1", [0.5])  # not by benchmark/run.py
     overview, details = read()
     rows = pd.read_csv(plot.RESULTS / "Maze-v0.csv")
     assert list(rows)[:7] == ["script", "method", "seed", "global_step", "acting", "task", "success_rate"]

@@ -97,7 +97,7 @@ def test_env_speed_counts_the_steps_of_all_tasks(monkeypatch):
 
 def test_env_speed_writes_a_row_for_each_environment(tmp_path):
     where = {"env_ids": ("Maze-v0", "Walker2dMT4-v0"), "output": tmp_path / "env_speed.csv"}
-    env_speed.main(env_speed.Args(blocks=3, seconds=0, **where))
+    env_speed.main(blocks=3, seconds=0, **where)
     maze, walker = pd.read_csv(tmp_path / "env_speed.csv").to_dict("records")
     assert maze["env_id"] == "Maze-v0" and pd.isna(maze["package"])
     assert (walker["env_id"], walker["package"]) == ("Walker2dMT4-v0", "Walker2d-v5")
