@@ -70,7 +70,12 @@ def wandb_offline(tmp_path, monkeypatch):
     """W&B writes into tmp_path; it keeps its settings for the whole process unless it is torn down."""
     import wandb
 
-    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
+    for name, value in {
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(tmp_path),
+        "WANDB_SILENT": "true",
+        "WANDB_CONSOLE": "off",
+    }.items():
         monkeypatch.setenv(name, value)
     wandb.teardown()
     yield
