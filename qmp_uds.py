@@ -3,8 +3,7 @@
     python qmp_uds.py                                          # PointReach, five tasks: two minutes on one core
     python qmp_uds.py --no-qmp                                 # the base method alone: SAC with shared data
     python qmp_uds.py --sharing-quantile 0.9                   # borrow only what Q rates above most of the own data
-    python qmp_uds.py --resume runs/x                          # go on from the last checkpoint of a run
-    python qmp_uds.py --resume runs/x --eval-only              # measure its policies and its mixtures
+    python qmp_uds.py --resume runs/x                          # go on with a run, or with --eval-only evaluate it
 
 Q-switch Mixture of Policies (Zhang et al., ICLR 2025, arXiv 2302.00671): while a task collects data, in each state the
 policy of that task acts which the task's own critics rate best. Nothing else changes: policies and critics learn by
@@ -48,10 +47,11 @@ Steps = Annotated[  # an int that may be given as 1e6
 
 @dataclass
 class Args:
-    """Step counts are environment steps summed over tasks, unless it says otherwise."""
+    """Flags of the run, then SAC's, then (from --qmp) the switch's. Steps are counted over all tasks together."""
 
     env_id: str = "PointReach-v0"
-    """environment: a key of envs.TASKS, MetaWorld:TASK,TASK,... or package.module:function"""
+    """PointReach-v0 PointReach2-v0 PointReach9-v0 MultistageReacher-v0 Maze-v0 Walker2dMT4-v0 KitchenMT10-v0
+    MetaWorldCDS-v0 MetaWorldMT10-v3 MetaWorldMT25-v3 MetaWorldMT50-v3 MetaWorld:TASK,... package.module:function"""
     seed: int = 1
     """seed of everything random"""
     cuda: bool = True
@@ -145,6 +145,8 @@ class Args:
                 raise ValueError(f"--{name.replace('_', '-')} means nothing with --no-qmp")
         self.eval_frequency = self.eval_frequency or math.ceil(self.total_timesteps / 10)
         self.checkpoint_frequency = self.checkpoint_frequency or math.ceil(self.total_timesteps / 10)
+        if self.switch_entropy and not self.switch_samples:
+            raise ValueError("--switch-entropy needs --switch-samples, 1 or more")
         if self.eval_only and not self.resume:
             raise ValueError("--eval-only needs --resume, the folder of a run")
 
@@ -220,9 +222,8 @@ def q_switch(mean, log_std, qf, obs, alpha=None, noise=None) -> tuple[Tensor, Te
         score_ij = min(Q1_i, Q2_i)(s_i, tanh mean_j(s_i))               without alpha and noise: the paper's experiments
         score_ij = mean_k [ min(Q1_i, Q2_i)(s_i, a_jk) - alpha_i log pi_j(a_jk | s_i) ],  a_jk ~ pi_j by noise:  Eq. 2
 
-    mean, log_std [P, N, A]: every policy's Gaussian before tanh, in the state of every task
+    obs [N, O]: a state of each task; mean, log_std [P, N, A]: every policy's Gaussian before tanh, in these states
     qf: the critics, a function of states [N, B, O] and actions [N, B, A] that returns Q1 and Q2 [2, N, B]
-    obs [N, O]: a state of each task
     alpha [N]: temperatures, if entropy counts; noise [K, P, N, A]: standard normal, if samples are rated
     Returns the chosen policies [N] and the scores [N, P].
     """
@@ -260,10 +261,10 @@ class Mixture:
             alpha = agent.log_alpha.exp() if args.switch_entropy else None
             noise = torch.randn(args.switch_samples, *mean.shape, device=own.device) if args.switch_samples else None
             chosen, scores = q_switch(mean, log_std, agent.qf, obs, alpha, noise)
-            if args.switch_rule != "argmax":
-                logits = (scores - scores.amax(1, keepdim=True)) / args.switch_temperature
-                probabilities = (logits * (args.switch_rule == "softmax")).softmax(1)  # equal ones for "uniform"
-                chosen = torch.multinomial(probabilities, 1).squeeze(1)
+            if args.switch_rule == "softmax":
+                chosen = torch.multinomial((scores / args.switch_temperature).softmax(1), 1).squeeze(1)
+            elif args.switch_rule == "uniform":
+                chosen = torch.multinomial(torch.ones_like(scores), 1).squeeze(1)
             skip = torch.rand(len(own), device=own.device) < self.own_policy_prob
             due = torch.as_tensor(episode_lengths % args.switch_period == 0, device=own.device)
             self.policies = torch.where(due, torch.where(skip, own, chosen), self.policies)
@@ -293,8 +294,8 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw B transitions of each task, with replacement."""
-        size = min(self.added, self.capacity)
-        index = torch.randint(size, (len(self.tasks), batch_size), device=self.tasks.device)  # [N, B]
+        size, N = min(self.added, self.capacity), len(self.tasks)
+        index = torch.randint(size, (N, batch_size), device=self.tasks.device)  # [N, B]
         return Batch(*(field[index, self.tasks] for field in self.data))
 
     def sample_others(self, batch_size: int, min_rewards: Tensor) -> Batch:
@@ -364,13 +365,11 @@ def update(agent: Agent, optimizers: dict, data: Batch, borrowed: Batch, args: A
     alpha_loss = -agent.log_alpha * weighted_mean(log_prob.detach() - actions.shape[-1], weights)  # [N]
     if args.autotune:
         step_optimizer(optimizers["alpha"], alpha_loss)
-
     with torch.no_grad():
         torch._foreach_lerp_([*agent.qf_target.parameters()], [*agent.qf.parameters()], args.tau)
     info = {f"qf{k + 1}_values": values for k, values in enumerate(weighted_mean(qf_values, weights))}
-    info |= {f"qf{k + 1}_loss": losses for k, losses in enumerate(qf_losses)}
-    info |= {"actor_loss": actor_loss, "entropy": -weighted_mean(log_prob, weights), "shared": 2 * weights.mean(-1) - 1}
-    info |= {"alpha": alpha[:, 0], "alpha_loss": alpha_loss}
+    info |= {"qf1_loss": qf_losses[0], "qf2_loss": qf_losses[1], "actor_loss": actor_loss, "alpha_loss": alpha_loss}
+    info |= {"alpha": alpha[:, 0], "entropy": -weighted_mean(log_prob, weights), "shared": 2 * weights.mean(-1) - 1}
     return {name: values.detach() for name, values in info.items()}
 
 
@@ -380,13 +379,14 @@ def main(argv: list[str] | None = None) -> Agent | None:
     if args.resume:
         try:
             state = torch.load(f"{args.resume}/checkpoint.pt", map_location="cpu", mmap=True, weights_only=True)
-            saved = Args(**state[SCRIPT.name])
+            saved = Args(**state[SCRIPT.name] | {"resume": args.resume})
         except Exception as error:  # a broken file may raise anything
             raise gym.error.Error(f"no checkpoint of {SCRIPT.name} in {args.resume}: {type(error).__name__}") from None
         args, names = tyro.cli(Args, args=argv, default=saved), list(vars(saved))
         for name in ("env_id", "seed", *names[names.index("learning_starts") :]):
             if getattr(args, name) != getattr(saved, name):
                 raise gym.error.Error(f"{name} of this run is {getattr(saved, name)} and cannot change")
+    first_step = state["global_step"] if state else 0
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.num_threads)
     device, signals = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu"), []
@@ -399,27 +399,27 @@ def main(argv: list[str] | None = None) -> Agent | None:
     min_rewards = envs.min_rewards if args.min_reward is None else [args.min_reward] * N
     min_rewards = torch.tensor(min_rewards, dtype=torch.float32, device=device)  # [N]
     agent = Agent(N, O, A, args).to(device)
-    optimizers = {
-        "q": torch.optim.Adam(agent.qf.parameters(), lr=args.q_lr, fused=True),
-        "actor": torch.optim.Adam(agent.actor.parameters(), lr=args.policy_lr, fused=True),
-        "alpha": torch.optim.Adam([agent.log_alpha], lr=args.q_lr, fused=True),
-    }
-    rb = ReplayBuffer(N, O, A, min(args.buffer_size, math.ceil(args.total_timesteps / N)), device)
+    optimizers = {"q": torch.optim.Adam(agent.qf.parameters(), lr=args.q_lr, fused=True)}
+    optimizers |= {"actor": torch.optim.Adam(agent.actor.parameters(), lr=args.policy_lr, fused=True)}
+    optimizers |= {"alpha": torch.optim.Adam([agent.log_alpha], lr=args.q_lr, fused=True)}
+    rb = ReplayBuffer(N, O, A, min(args.buffer_size, math.ceil(max(args.total_timesteps, first_step) / N)), device)
     mixture = Mixture(agent, args, args.own_policy_prob if args.qmp else 1.0)
     learn = torch.compile(update) if args.compile else update
     run = Run(cwd, args, state, signals, mixture, {"agent": agent, "replay": rb, **optimizers})
+    if state and (args.eval_only or state["interrupted"]):  # a signal came during an evaluation
+        run.evaluate(first_step)
     if args.eval_only:
-        return run.evaluate(state["global_step"])
+        return sys.exit(128 + signals[0]) if signals else None
 
     # start the game
-    first_step, state, start, new_episodes = state["global_step"] if state else 0, None, time.time(), True
+    started, new_episodes, state = time.time(), True, None
     for global_step in tqdm(range(first_step + N, args.total_timesteps + N, N), unit_scale=N, disable=None):
         if new_episodes:  # at the start and after every checkpoint, from a seed that a resumed run knows too
             obs, _ = envs.reset(seed=[args.seed, global_step - N, 1])
 
         # ALGO LOGIC: act, each task by its mixture
-        random_actions = global_step <= args.learning_starts
-        actions = (2 * torch.rand(N, A) - 1).numpy() if random_actions else mixture.act(obs, envs.episode_lengths)
+        at_random = global_step <= args.learning_starts
+        actions = (2 * torch.rand(N, A) - 1).numpy() if at_random else mixture.act(obs, envs.episode_lengths)
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
         rb.add(obs, actions, rewards, infos["real_next_obs"], terminations)
         obs = next_obs
@@ -428,25 +428,23 @@ def main(argv: list[str] | None = None) -> Agent | None:
                 run.writer.add_scalar(f"charts/{name}/{envs.tasks[i]}", infos["episode"][name][i], global_step)
 
         # ALGO LOGIC: train, each task on its own data
-        turn = global_step // N
-        if global_step > args.learning_starts and turn % args.train_frequency == 0:
+        if global_step > args.learning_starts and global_step % (args.train_frequency * N) == 0:
             for _ in range(args.gradient_steps):
                 data, borrowed = rb.sample(args.batch_size), rb.sample_others(args.batch_size, min_rewards)
                 info = learn(agent, optimizers, data, borrowed, args)
-            if turn // args.train_frequency % 100 == 0:
+            if global_step % (100 * args.train_frequency * N) == 0:
                 run.log("losses", {name: values.cpu().numpy() for name, values in info.items()}, global_step)
-                run.writer.add_scalar("charts/SPS", (global_step - first_step) / (time.time() - start), global_step)
+                run.writer.add_scalar("charts/SPS", (global_step - first_step) / (time.time() - started), global_step)
 
-        # evaluate, save, stop
         finished = global_step >= args.total_timesteps
         if global_step % args.eval_frequency < N or finished:
             run.evaluate(global_step)
         new_episodes = global_step % args.checkpoint_frequency < N or finished or signals
         if new_episodes:
             run.save(global_step)
-        if signals:
-            print(f"stopped at step {global_step}; to go on: python {SCRIPT.name} --resume {run.dir}")
-            sys.exit(128 + signals[0])
+            if signals:
+                print(f"stopped at step {global_step}; to go on: python {SCRIPT.name} --resume {run.dir}")
+                sys.exit(128 + signals[0])
     run.writer.close()
     print(f"results in {run.dir}; to plot them: python benchmark/plot.py {run.dir}")
     return agent
@@ -456,9 +454,9 @@ class Run:
     """A run's folder: args.json, TensorBoard events, evaluations.csv, checkpoint.pt, videos."""
 
     def __init__(self, cwd: Path, args: Args, state: dict | None, signals: list, mixture: Mixture, parts: dict):
-        self.args, self.signals, self.mixture, self.parts = args, signals, mixture, parts
-        script = SCRIPT.stem if args.qmp else f"{SCRIPT.stem}-no-qmp"
-        name = f"{args.env_id.replace(':', '-')}__{script}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        self.args, self.signals, self.mixture, self.parts, self.interrupted = args, signals, mixture, parts, False
+        method, now = f"{SCRIPT.stem}{'' if args.qmp else '-no-qmp'}", f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        name = f"{args.env_id.replace(':', '-')}__{method}__{args.seed}__{now}"
         self.dir = cwd / (args.resume or args.run_dir or f"runs/{name}")
         self.csv = self.dir / ("final_evaluation.csv" if args.eval_only else "evaluations.csv")
         if self.dir.exists() and not args.resume:
@@ -485,8 +483,8 @@ class Run:
         self.dir.mkdir(parents=True, exist_ok=bool(args.resume))
         self.lock = FileLock(self.dir / "running.lock").acquire(blocking=False)  # one process per folder
         open(self.csv, "r+" if state else "w").truncate(state["csv_size"] if state else 0)  # later rows are lost
-        git = subprocess.run("git describe --always --dirty".split(), capture_output=True, text=True, cwd=SCRIPT.parent)
-        record = {"args": vars(args), "tasks": self.envs.tasks, "git_commit": git.stdout.strip()}
+        git = subprocess.getoutput(f"git -C '{SCRIPT.parent}' describe --always --dirty 2>/dev/null")
+        record = {"args": vars(args), "tasks": self.envs.tasks, "git_commit": git}
         record["versions"] = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco", "metaworld")}
         (self.dir / "args.json").write_text(json.dumps({"script": SCRIPT.stem} | record, indent=2))
         self.writer = SummaryWriter(self.dir, purge_step=state["global_step"] + 1 if state else None)
@@ -506,16 +504,16 @@ class Run:
             actor = Mixture(self.mixture.agent, args, own_policy_prob=float(acting == "own"), mean_actions=True)
             video = self.dir / "videos" / f"{acting}-{global_step}.mp4" if args.capture_video else None
             rows = evaluate(self.envs, actor, args.eval_episodes, [args.seed, global_step, 2], video, self.signals)
-            if rows is None:  # a signal has come
-                return sys.exit(128 + self.signals[0]) if args.eval_only else None
+            self.interrupted = rows is None  # by a signal
+            if self.interrupted:
+                return
             if acting == "own" and not args.eval_only:
                 totals.zero_()
                 rows.iloc[:, -len(rows) :] = statistics[:, :-1]  # who acted in training
                 self.log("switch", {"own_policy": statistics.diagonal(), "advantage": statistics[:, -1]}, global_step)
             if not args.eval_only:
                 self.log({"own": "eval", "mixture": "eval_mixture"}[acting], rows[[*self.envs.metrics]], global_step)
-            rows.insert(0, "global_step", global_step)
-            rows.insert(1, "acting", acting)
+            rows = rows.assign(global_step=global_step, acting=acting)[["global_step", "acting", *rows]]
             first = acting == "own" if args.eval_only else not self.csv.stat().st_size
             rows.to_csv(self.csv, mode="w" if first else "a", header=first, index=False)
             tqdm.write(f"step {global_step:,}, {acting}\n{format_table(rows)}")
@@ -525,9 +523,10 @@ class Run:
         if not all(parameter.isfinite().all() for parameter in self.mixture.agent.parameters()):
             raise FloatingPointError(f"a weight is not finite at step {global_step}")
         self.writer.flush()
-        state = {SCRIPT.name: vars(self.args) | {"resume": None}, "cuda_rng": torch.cuda.get_rng_state_all()}
-        state |= {"rng": torch.get_rng_state()} | {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {"global_step": global_step, "totals": self.mixture.totals, "csv_size": self.csv.stat().st_size}
+        state = {SCRIPT.name: vars(self.args) | {"resume": None}, "tasks": self.envs.tasks, "global_step": global_step}
+        state |= {"totals": self.mixture.totals, "csv_size": self.csv.stat().st_size, "interrupted": self.interrupted}
+        state |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+        state |= {name: part.state_dict() for name, part in self.parts.items()}
         with open(self.dir / "checkpoint.tmp", "wb") as file:
             torch.save(state, file)
         os.replace(self.dir / "checkpoint.tmp", self.dir / "checkpoint.pt")
@@ -539,6 +538,7 @@ if __name__ == "__main__":
         main()
     except BrokenPipeError:  # nobody reads the output any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (gym.error.Error, Timeout, OSError, FloatingPointError) as error:
         print(f"{SCRIPT.name}: error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, gym.error.Error | Timeout) else 1)

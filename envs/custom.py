@@ -36,7 +36,7 @@ def make_custom(env_id: str, seed: int, vectorization: str, render_mode: str | N
     check_spaces(vec)
     default_names = [f"task-{i}" for i in range(vec.num_envs)]
     tasks = check_names("tasks", vec.metadata.get("tasks", default_names), vec.num_envs)
-    taken = ("success", "success_rate", "episodic_return", "episodic_length")
+    taken = ("global_step", "acting", "task", "success", "success_rate", "episodic_return", "episodic_length")
     metrics = check_names("metrics", vec.metadata.get("metrics", ()), taken=taken)
     check_sub_environments(vec, tasks, metrics)
     vec = MultiTaskEnv(vec, tasks, seed)
@@ -69,8 +69,8 @@ def check_names(key: str, names, count: int | None = None, taken: tuple[str, ...
     """`names`, from the metadata, if they are different, not `taken`, printable, and `count` in number."""
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name.strip() for name in names):
         raise gym.error.Error(f"metadata[{key!r}] must be a list of names, not {names!r}")
-    if not all(map(str.isprintable, names)):
-        raise gym.error.Error(f"metadata[{key!r}] must be printable, but is {names}")
+    if not all(name.isprintable() and not name.startswith("acted/") for name in names):
+        raise gym.error.Error(f"metadata[{key!r}] must be printable and not begin with acted/, but is {names}")
     if len({*names, *taken}) < len(names) + len(taken) or count not in (None, len(names)):
         other = f", other than {', '.join(taken)}" if taken else ""
         raise gym.error.Error(f"metadata[{key!r}] must be {count or 'all'} different names{other}, not {names}")

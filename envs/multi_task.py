@@ -60,13 +60,16 @@ class MultiTaskEnv(VectorWrapper):
         weakref.finalize(self, _close, env).atexit = isinstance(self.unwrapped, AsyncVectorEnv)
 
     def reset(self, *, seed: int | Sequence[int] | None = None, options: dict | None = None):
-        """Start new episodes; `seed`, ints >= 0, makes all that follows repeatable. Returns (obs [N, O], infos)."""
+        """Start new episodes. Returns (obs [N, O], infos).
+
+        `seed` makes all that follows repeatable: an int >= 0, or several that together are one seed for all tasks.
+        """
         seed, self.first_seed = self.first_seed if seed is None else seed, None
         if seed is not None:
             children = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(self.num_envs)]
             _seed_generators(children[0])
             seed = children if isinstance(self.unwrapped, SyncVectorEnv | AsyncVectorEnv) else children[0]
-        with _death_is_told():
+        with self._death_is_told():
             if seed is not None and isinstance(self.unwrapped, AsyncVectorEnv):
                 self.unwrapped.set_attr("generators", [_Generators(child) for child in seed])
             obs, infos = self.env.reset(seed=seed, options=options)
@@ -82,7 +85,7 @@ class MultiTaskEnv(VectorWrapper):
         if self._scaled:
             actions = self._low * (0.5 - actions / 2) + self._high * (0.5 + actions / 2)  # never infinite
             actions = np.minimum(np.maximum(actions, self._low), self._high)
-        with _death_is_told():
+        with self._death_is_told():
             raw_obs, rewards, *ends, infos = self.env.step(actions.astype(self.single_action_space.dtype))
         obs, rewards = self._observations(raw_obs), self._numbers("reward", rewards)
         terminations, truncations = map(self._booleans, ("termination", "truncation"), ends)
@@ -109,6 +112,16 @@ class MultiTaskEnv(VectorWrapper):
             if name != "success" or self.tells_success:
                 raise gym.error.Error(f"an episode of task {task} ended without info[{name!r}]")
         return obs, rewards, terminations, truncations, infos
+
+    @contextlib.contextmanager
+    def _death_is_told(self):
+        """Say what it means that the pipe to the process of an environment has closed."""
+        try:
+            yield
+        except (EOFError, ConnectionError) as error:
+            if not isinstance(self.unwrapped, AsyncVectorEnv):
+                raise  # the environment's own error
+            raise ChildProcessError("the process of an environment has died") from error
 
     def _numbers(self, name: str, values, *shape: int, among: np.ndarray | None = None) -> np.ndarray:
         """`values` as a new array [N, *shape] of finite numbers; only those of the tasks `among` [N], others are 0."""
@@ -174,22 +187,13 @@ def _seed_generators(seed: int) -> None:
 
 
 class _Generators:
-    """Seeds the global generators of the process that it is sent to."""
+    """Seeds the global generators of the process that it is sent to, as it is unpickled there."""
 
     def __init__(self, seed: int):
         self.seed = seed
 
     def __reduce__(self):
         return _seed_generators, (self.seed,)
-
-
-@contextlib.contextmanager
-def _death_is_told():
-    """Say what it means that the pipe to the process of an environment has closed."""
-    try:
-        yield
-    except (EOFError, ConnectionError) as error:
-        raise ChildProcessError("the process of an environment has died") from error
 
 
 def _close(env: VectorEnv) -> None:
