@@ -79,6 +79,7 @@ def wandb_offline(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     wandb.teardown()
     yield
+    wandb.finish()  # gives standard output back
     wandb.teardown()
 
 

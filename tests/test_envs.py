@@ -588,8 +588,8 @@ def test_spaces_that_are_refused(change, words):
         ({"tasks": ["a", "b\nc"]}, "must be printable"),
         ({"tasks": ["a", "\ud800"]}, "must be printable"),
         ({"metrics": "height"}, "must be a list of names, not 'height'"),
-        ({"metrics": ["success"]}, "different names, other than success"),
-        ({"metrics": ["episodic_return"]}, "different names, other than success"),
+        ({"metrics": ["success"]}, "different names, other than .* success"),
+        ({"metrics": ["episodic_return"]}, "different names, other than .* success"),
     ],
 )
 def test_names_that_are_refused(metadata, words):

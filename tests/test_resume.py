@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -297,7 +298,11 @@ def test_a_signal_ends_an_evaluation(tmp_path, copied, only):
         assert command("--run-dir", tmp_path / "new", prepare=prepare).code == 143
         state = checkpoint(tmp_path / "new")
         assert state["global_step"] == 300 and not (tmp_path / "new" / "evaluations.csv").read_bytes()
-        assert state["totals"][:, :-1].sum(1).tolist() == [(300 - 80) / N] * N  # for the next one
+        assert state["totals"][:, :-1].sum(1).tolist() == [(300 - 80) / N] * N
+        assert resume(tmp_path / "new").code == 0  # which makes up for it
+        evaluations = rows(tmp_path / "new")
+        assert evaluations["global_step"].tolist() == [300] * N + [600] * N
+        assert np.allclose(evaluations.filter(like="acted/").sum(axis=1), 1)
 
 
 def start(*argv, **options):
@@ -338,7 +343,7 @@ def test_a_pipe_that_closes(tmp_path):
     program = start(*SHORT, "--run-dir", tmp_path / "run")
     assert program.stdout.readline().startswith("PointReach-v0: ")
     program.stdout.close()
-    assert program.stderr.read() == "" and program.wait() == 0
+    assert program.stderr.read() == "" and program.wait() == 141
 
 
 def test_output_that_cannot_be_printed(tmp_path):
@@ -434,7 +439,7 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, wandb_offline):
 
     train("qmp_sac", tmp_path / "run", "--track --wandb-project-name test --wandb-entity nobody --total-timesteps 200")
     qmp_sac.main(["--resume", str(tmp_path / "run"), "--track", "--total-timesteps", "300"])
-    wandb.teardown()  # waits until all is written
+    wandb.finish()  # waits until all is written
     logs = [*tmp_path.glob("wandb/offline-run-*/*.wandb")]
     assert {log.name for log in logs} == {"run-run.wandb"}  # the run's id is the name of its folder
     assert all(b"PointReach-v0" in log.read_bytes() for log in logs)  # its arguments

@@ -245,7 +245,7 @@ def test_without_qmp_a_run_is_the_base_method(runs, script, flags):
 FLAGS = {
     "qmp_sac": """--seed 2, --env-id PointReach2-v0, --total-timesteps 400, --learning-starts 100, --buffer-size 50,
         --batch-size 9, --gamma 0.9, --tau 0.1, --policy-lr 1e-3, --q-lr 1e-3, --train-frequency 2, --gradient-steps 2,
-        --alpha 0.5, --no-autotune, --no-autotune --alpha 0.5, --no-qmp, --switch-samples 3, --switch-entropy,
+        --alpha 0.5, --no-autotune, --no-autotune --alpha 0.5, --no-qmp, --switch-samples 3,
         --switch-samples 3 --switch-entropy, --switch-rule uniform, --switch-rule softmax, --switch-period 5,
         --switch-rule softmax --switch-temperature 0.01, --own-policy-prob 0.5, --hidden-sizes 8,
         --checkpoint-frequency 250""",
