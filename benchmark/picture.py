@@ -109,7 +109,7 @@ def draw_qmp(output: Path = RESULTS / "qmp.png", seed: int = 1) -> None:
     axes[1, 0].set_ylabel("who acts", rotation=0, ha="right", va="center")
     handles = [plt.Line2D([], [], color=np.array(COLORS[name]) / 255, linewidth=3, label=name) for name in TASKS]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(TASKS), fontsize="small", frameon=False)
-    figure.savefig(output, dpi=110)
+    figure.savefig(output, dpi=110, bbox_inches="tight")
     print(output)
 
 

@@ -17,6 +17,12 @@ Reward: minus the distance to the goal in steps (distance / STEP); in the sparse
 Success: within 0.25 of the goal, the sparse task's disc, at any step of the episode.
 Start: (0, 0), each coordinate with uniform noise of +-0.05. Episodes never terminate; registration limits them to 50
 steps.
+
+PointReach2-v0 has corner-north-east and the sparse task, PointReach9-v0 four more dense tasks, halfway between the
+corners, in which seven of eight policies mislead.
+
+Why this layout: noise alone does not carry the point from the middle to a corner, nor does a random choice among
+policies that pull it to four corners; only a choice that depends on the task's own critics does.
 """
 
 import gymnasium as gym

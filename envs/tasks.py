@@ -10,6 +10,3 @@ def check_task(name: str, task: int, count: int) -> int:
     if task not in range(count):
         raise ValueError(f"task of {name} must be an integer from 0 to {count - 1}, got {task!r}")
     return int(task)
-
-
-task_number = check_task
