@@ -15,14 +15,23 @@ Action, float32 in [-1, 1], shape (2,): the move along x (east) and y (north), i
 Observation, float32, shape (2,): the position (x, y). The goal is not observed: each policy learns its own.
 Reward: minus the distance to the goal in steps (distance / STEP); in the sparse task 10 in the disc, -1 elsewhere.
 Success: within 0.25 of the goal, the sparse task's disc, at any step of the episode.
+Minimum reward: -48.1 in the corners, -39.5 on the edges, -1 in the sparse task.
 Start: (0, 0), each coordinate with uniform noise of +-0.05. Episodes never terminate; registration limits them to 50
 steps.
 
 PointReach2-v0 has corner-north-east and the sparse task, PointReach9-v0 four more dense tasks, halfway between the
 corners, in which seven of eight policies mislead.
 
-Why this layout: noise alone does not carry the point from the middle to a corner, nor does a random choice among
-policies that pull it to four corners; only a choice that depends on the task's own critics does.
+Why this layout: the disc begins 11 steps from the start, straight to the corner. Random actions come there in none of
+1,000 episodes; the policies of four corners, drawn at random in each step, cancel out, and come there in 15 even if
+they are perfect (a run has 160 episodes of each task). Only a choice that depends on the task's own critics is steady.
+
+Why these rewards: -1 is a cost of time, which lowers Q where the task has been, so that the switch prefers what leads
+elsewhere. With 0 instead, the entropy bonus raises Q there; in one of four seeds QMP then never came to the disc. Dense
+rewards are counted in steps, not in distances, so that they outweigh the entropy bonus while alpha is near 1.
+
+With the defaults of qmp_sac.py, QMP solved all tasks in 9 of 10 seeds and never came to the disc in the tenth; without
+QMP the disc was not reached in any of 6 seeds, in training or evaluation.
 """
 
 import gymnasium as gym
