@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
-from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 from PIL import Image, ImageDraw
 
 MAX_EVALUATION_STEPS = 1_000_000
@@ -303,6 +302,8 @@ class _Video:
         frame = np.concatenate(np.concatenate(rows, axis=1), axis=1)
         frame = frame[: len(frame) // 2 * 2, : frame.shape[1] // 2 * 2]  # the codec needs even sizes
         if self.writer is None:
+            from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter  # slow to import
+
             self.path.parent.mkdir(parents=True, exist_ok=True)
             fps = metadata.get("render_fps", 30)
             self.writer = FFMPEG_VideoWriter(str(self.path), frame.shape[1::-1], fps)
