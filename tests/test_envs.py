@@ -17,6 +17,7 @@ from gymnasium import wrappers
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from hypothesis import given
 from hypothesis import strategies as st
+from moviepy.video.io import ffmpeg_writer
 
 import envs
 from envs import pointreach
@@ -903,7 +904,7 @@ def test_frames_are_written_as_they_come(tmp_path, monkeypatch):
     """So that the memory for a video does not grow with its length."""
     written = []
 
-    class Writer(envs.multi_task.FFMPEG_VideoWriter):
+    class Writer(ffmpeg_writer.FFMPEG_VideoWriter):
         def write_frame(self, frame):
             written.append(frame.shape)
             super().write_frame(frame)
@@ -913,7 +914,7 @@ def test_frames_are_written_as_they_come(tmp_path, monkeypatch):
             assert len(written) == self.turn
             return super().act(obs, episode_lengths)
 
-    monkeypatch.setattr(envs.multi_task, "FFMPEG_VideoWriter", Writer)
+    monkeypatch.setattr(ffmpeg_writer, "FFMPEG_VideoWriter", Writer)
     vec = make_tasks(lambda: Counter(12, render_mode="rgb_array"), render_mode="rgb_array")
     envs.evaluate(vec, Counting([0]), 1, 1, tmp_path / "own.mp4")
     assert len(written) == 12
