@@ -14,6 +14,7 @@ go into benchmark/results/ENVIRONMENT.csv and runs.csv, and figures and tables a
 import io
 import json
 import os
+import re
 import sys
 import textwrap
 from collections import Counter
@@ -376,12 +377,8 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def insert(path: Path, text: str) -> None:
     """Put text between the marks <!-- results --> and <!-- end of results --> of a file."""
-    before, mark, rest = path.read_text().partition("<!-- results -->\n")
-    _, end, after = rest.partition("<!-- end of results -->")
-    if mark and end:
-        path.write_text(f"{before}{mark}\n{text}\n{end}{after}")
-    else:
-        print(f"{path} has no place for results", file=sys.stderr)
+    marks = r"(<!-- results -->\n).*(<!-- end of results -->)"
+    path.write_text(re.sub(marks, lambda found: f"{found[1]}\n{text}\n{found[2]}", path.read_text(), flags=re.S))
 
 
 def write_results() -> None:

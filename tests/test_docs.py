@@ -86,7 +86,7 @@ def test_policy_of_the_readme_is_the_one_evaluated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_short(qmp_sac, ["--run-dir", "runs/first"])
     text = next(text for _, text in blocks(README) if "checkpoint" in text)
-    assert len(text.splitlines()) <= 10
+    assert len(text.split("\n\n")) == 2 and text.count("\n") <= 11  # ten and an empty line
     page = {}
     exec(text, page)
     mean, _ = page["agent"].actor(torch.as_tensor(page["obs"])[None])
