@@ -207,8 +207,9 @@ def test_global_generators_are_seeded_in_every_process(cls):
     vec.close()
 
 
-def test_async_equals_sync():
-    sync, asynchronous = (envs.make_vec("PointReach-v0", 3, kind) for kind in ("sync", "async"))
+@pytest.mark.parametrize("env_id", ["PointReach-v0", "MetaWorld:reach-v3,push-v3"])
+def test_async_equals_sync(env_id):
+    sync, asynchronous = (envs.make_vec(env_id, 3, kind) for kind in ("sync", "async"))
     for reset in ({}, {"seed": 7}, {}):
         assert np.array_equal(roll_out(sync, 60, **reset), roll_out(asynchronous, 60, **reset))
     asynchronous.close()
