@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-os.environ["MPLBACKEND"] = "Agg"  # whatever the user's; there may be no screen
+os.environ["MPLBACKEND"] = "Agg"  # there may be no screen
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
@@ -104,28 +104,25 @@ def label(group: dict, groups: Sequence[dict]) -> str:
 
 def read_groups(folders: Sequence[Path]) -> dict[tuple[str, ...], dict[str, pd.DataFrame]]:
     """For every environment (its name, its tasks) the rows of runs, by the label of their settings."""
-    longest, found = {}, {}
+    runs, found = {}, {}
     for folder in folders:
         record, rows = read_run(folder)
         if rows.empty:
             print(f"{folder} has no evaluation yet", file=sys.stderr)
             continue
         env_id, seed, tasks = record["args"]["env_id"], record["args"]["seed"], record["tasks"]
-        acted = rows.filter(like="acted/").to_numpy()
-        own = acted[np.arange(len(rows)), rows["task"].map(tasks.index)]
+        own = rows.filter(like="acted/").to_numpy()[np.arange(len(rows)), rows["task"].map(tasks.index)]
         run = rows["global_step"].max(), str(folder), rows.assign(**{OWN: own, "seed": seed})
-        key = (env_id, *tasks), json.dumps(settings(record)), seed
-        if key in longest:
-            longest[key], (_, left_out, _) = sorted([run, longest[key]], key=lambda run: run[0], reverse=True)
-            print(f"{left_out} is left out: {longest[key][1]} has the same settings and seed", file=sys.stderr)
-        else:
-            longest[key] = run
-    for (environment, group, _), (_, _, rows) in longest.items():
+        runs.setdefault(((env_id, *tasks), json.dumps(settings(record)), seed), []).append(run)
+    for (environment, group, _), same in runs.items():
+        *others, (_, longest, rows) = sorted(same, key=lambda run: run[:2])
+        for _, folder, _ in others:
+            print(f"{folder} is left out: {longest} has the same settings and seed", file=sys.stderr)
         found.setdefault(environment, {}).setdefault(group, []).append(rows)
     for environment, groups in found.items():
         every = [json.loads(group) for group in groups]
-        named = {label(group, every): pd.concat(rows) for group, rows in zip(every, groups.values(), strict=True)}
-        found[environment] = {f"{name} ({seeds_of(rows)})": rows for name, rows in named.items()}
+        named = [(label(group, every), pd.concat(rows)) for group, rows in zip(every, groups.values(), strict=True)]
+        found[environment] = {f"{name} ({seeds_of(rows)})": rows for name, rows in named}
     return found
 
 
@@ -250,9 +247,8 @@ def plot_runs(folders: Sequence[Path], output: Path) -> list[Path]:
     paths = []
     for (env_id, *tasks), groups in read_groups(folders).items():
         rows, title = pd.concat(groups.values()), env_id
-        skipped = ("global_step", "acting", "task", "episodic_length", "seed")
-        columns = [name for name in rows if name not in skipped and not name.startswith("acted/")]
-        columns = [name for name in columns if rows[name].notna().any()]
+        skipped = {"global_step", "acting", "task", "episodic_length", "seed", *rows.filter(like="acted/")}
+        columns = [name for name in rows if name not in skipped and rows[name].notna().any()]
         mixtures = {name: mixture_of(rows) for name, rows in groups.items()}
         if len(groups) == 1:
             title += f", {next(iter(groups))}"

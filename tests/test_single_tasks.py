@@ -86,7 +86,7 @@ def test_a_seed_decides_all_that_follows(env_id, task):
     first, second = roll_out(env, seed=3), roll_out(env)
     assert first[0] != second[0]
     roll_out(env, seed=4)  # leaves another state behind
-    np.random.seed(task)  # has no say, and is not used
+    np.random.seed(task)  # the global generator is not used
     state = pickle.dumps(np.random.get_state())
     assert roll_out(env, seed=3) == first == roll_out(fresh, seed=3) and roll_out(env) == second
     assert roll_out(env, seed=4)[0] != first[0]
