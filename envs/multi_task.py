@@ -32,7 +32,8 @@ class MultiTaskEnv(VectorWrapper):
       too, here and in the processes of an `AsyncVectorEnv`. `first_seed` is that of the first reset without a seed.
     - Actions [N, A] in [-1, 1] are scaled to the bounds of the action space; what lies outside is clipped.
     - `infos["real_next_obs"]` [N, O] are the observations that the actions led to, also where an episode has ended and
-      the observation returned is already the first of the next one.
+      the observation returned is already the first of the next one; `infos["succeeded"]` [N] is whether success is 1
+      there.
     - Where episodes end, `infos["episode"]` holds `metrics`, each [N]. Of success and of the environment's own metrics
       the highest value in the episode counts, so that success means success at any step, as in Meta-World. Success is
       NaN if the environment does not tell it.
@@ -97,6 +98,7 @@ class MultiTaskEnv(VectorWrapper):
         told = np.array([self._values(name, dones, infos) for name in self._told])  # [names, N]
         np.maximum(self._highest, told, out=self._highest)
         self.tells_success |= bool((told[0] > -np.inf).any())
+        infos["succeeded"] = told[0] == 1
         if len(ended):
             for name, values in zip(self._told, told, strict=True):
                 for i in ended[np.isinf(values[ended])]:

@@ -252,8 +252,9 @@ def test_statistics_of_an_episode():
     values = iter(heights)
     vec.reset()
     for expected in ([1, -2, 4, 5], [0, -2, 4, -1]):
-        episode = steps_until(vec, [0])["episode"]
-        assert [episode[name].tolist() for name in vec.metrics] == [[value] for value in expected]
+        infos = steps_until(vec, [0])
+        assert [infos["episode"][name].tolist() for name in vec.metrics] == [[value] for value in expected]
+        assert not infos["succeeded"]  # the last step alone counts
 
 
 def test_a_reset_ends_the_statistics_of_an_episode():
@@ -290,7 +291,8 @@ def test_any_number_tells_success(told):
     tasks = [lambda n=n: Counter(n, info=lambda info: {"success": type(told)(info["success"])}) for n in (3, 5)]
     vec = make_tasks(*tasks)
     vec.reset()
-    assert steps_until(vec, [0])["episode"]["success_rate"].tolist() == [1, 0]
+    infos = steps_until(vec, [0])
+    assert infos["episode"]["success_rate"].tolist() == infos["succeeded"].tolist() == [1, 0]
 
 
 # What is converted
