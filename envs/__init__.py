@@ -22,6 +22,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from envs import pointreach
 from envs.custom import make_custom
+from envs.memory import allocate
 from envs.multi_task import MultiTaskEnv, evaluate, format_table
 
 # MuJoCo refuses to be imported if this names a back end that it does not know; `choose_opengl` tells, where it matters.
@@ -32,7 +33,7 @@ finally:
     if _MUJOCO_GL is not None:
         os.environ["MUJOCO_GL"] = _MUJOCO_GL
 
-__all__ = ["TASKS", "MultiTaskEnv", "choose_opengl", "evaluate", "format_table", "make_vec"]
+__all__ = ["TASKS", "MultiTaskEnv", "allocate", "choose_opengl", "evaluate", "format_table", "make_vec"]
 
 
 class _Family(NamedTuple):
