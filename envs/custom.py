@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import wrappers
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
-from envs.multi_task import MultiTaskEnv
+from envs.multi_task import MultiTaskEnv, traced
 
 PICTURE = r"uint8 \[\d+, \d+, 3\]"
 WITH_STATISTICS = (
@@ -26,9 +26,12 @@ def make_custom(env_id: str, seed: int, vectorization: str, render_mode: str | N
     """What the function `package.module:function` returns, if it keeps the contract of `envs.make_vec`.
 
     Raises:
-        gymnasium.error.Error: there is no such function, or it breaks the contract. Its own errors pass.
+        gymnasium.error.Error: there is no such function, or it breaks the contract.
+        RuntimeError, or any other: the function's own error.
     """
-    vec = find_function(env_id)(seed, vectorization, render_mode)
+    make = find_function(env_id)
+    with traced():
+        vec = make(seed, vectorization, render_mode)
     if not isinstance(vec, VectorEnv):
         raise gym.error.Error(f"{env_id} returned {type(vec).__name__}, not a gymnasium.vector.VectorEnv")
     if render_mode is not None and vec.render_mode != render_mode:
@@ -55,7 +58,8 @@ def find_function(env_id: str):
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        make = getattr(importlib.import_module(name), function, None)
+        with traced():
+            make = getattr(importlib.import_module(name), function, None)
     except ModuleNotFoundError as error:
         if not f"{name}.".startswith(f"{error.name}."):
             raise  # it is the user's module that lacks another one
@@ -115,7 +119,8 @@ def sub_environments(vec: VectorEnv) -> Iterator[gym.Env]:
         yield from base.envs
     elif isinstance(base, AsyncVectorEnv):
         for make in base.env_fns:
-            env = make()
+            with traced():
+                env = make()
             yield env
             env.close()
 
@@ -123,14 +128,16 @@ def sub_environments(vec: VectorEnv) -> Iterator[gym.Env]:
 def check_steps(env: gym.Env, task: str) -> list[dict]:
     """The infos of a reset, two steps, and another reset."""
     env.action_space.seed(0)
-    (obs, info), ends, space = env.reset(seed=0), (), env.observation_space
-    infos = [info]
+    with traced():
+        obs, info = env.reset(seed=0)
+    infos, ends, space = [info], (), env.observation_space
     for last in (False, False, True):
         before, copy = obs, np.array(obs)
-        if last or any(ends):
-            (obs, info), ends = env.reset(), ()
-        else:
-            obs, _, *ends, info = env.step(env.action_space.sample())
+        with traced():
+            if last or any(ends):
+                (obs, info), ends = env.reset(), ()
+            else:
+                obs, _, *ends, info = env.step(env.action_space.sample())
         if obs is before or np.shares_memory(before, obs) or np.asarray(before).tobytes() != copy.tobytes():
             raise gym.error.Error(f"task {task} changes the observation that it has returned; return a copy")
         if info and info is infos[-1]:

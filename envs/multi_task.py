@@ -42,6 +42,7 @@ class MultiTaskEnv(VectorWrapper):
         gymnasium.error.Error: the environment breaks the contract of `envs.make_vec`.
         FloatingPointError: a number is not finite in single precision; the message names the task.
         ChildProcessError: the process of an environment has died.
+        RuntimeError: the environment raised an OSError, an EOFError or one of the kinds above.
     """
 
     def __init__(self, env: VectorEnv, tasks: Sequence[str], seed: int, min_rewards: Sequence[float] | None = None):
@@ -69,7 +70,7 @@ class MultiTaskEnv(VectorWrapper):
             children = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(self.num_envs)]
             _seed_generators(children[0])
             seed = children if isinstance(self.unwrapped, SyncVectorEnv | AsyncVectorEnv) else children[0]
-        with self._death_is_told():
+        with self._faults_are_told():
             if seed is not None and isinstance(self.unwrapped, AsyncVectorEnv):
                 self.unwrapped.set_attr("generators", [_Generators(child) for child in seed])
             obs, infos = self.env.reset(seed=seed, options=options)
@@ -85,7 +86,7 @@ class MultiTaskEnv(VectorWrapper):
         if self._scaled:
             actions = self._low * (0.5 - actions / 2) + self._high * (0.5 + actions / 2)  # never infinite
             actions = np.minimum(np.maximum(actions, self._low), self._high)
-        with self._death_is_told():
+        with self._faults_are_told():
             raw_obs, rewards, *ends, infos = self.env.step(actions.astype(self.single_action_space.dtype))
         obs, rewards = self._observations(raw_obs), self._numbers("reward", rewards)
         terminations, truncations = map(self._booleans, ("termination", "truncation"), ends)
@@ -114,15 +115,22 @@ class MultiTaskEnv(VectorWrapper):
                 raise gym.error.Error(f"an episode of task {task} ended without info[{name!r}]")
         return obs, rewards, terminations, truncations, infos
 
+    def render(self):
+        """Pictures of all tasks, uint8 [H, W, 3] each, with render_mode "rgb_array"."""
+        with self._faults_are_told():
+            return self.env.render()
+
     @contextlib.contextmanager
-    def _death_is_told(self):
-        """Say what it means that the pipe to the process of an environment has closed."""
+    def _faults_are_told(self):
+        """As `traced`, and say what it means that the pipe to the process of an environment has closed."""
         try:
-            yield
-        except (EOFError, ConnectionError) as error:
-            if not isinstance(self.unwrapped, AsyncVectorEnv):
-                raise  # the environment's own error
-            raise ChildProcessError("the process of an environment has died") from error
+            with traced():
+                yield
+        except RuntimeError as error:
+            pipes = getattr(self.unwrapped, "parent_pipes", (None,))  # None where the process has sent an error
+            if isinstance(error.__cause__, EOFError | ConnectionError) and None not in pipes:
+                raise ChildProcessError("the process of an environment has died") from error
+            raise
 
     def _numbers(self, name: str, values, *shape: int, among: np.ndarray | None = None) -> np.ndarray:
         """`values` as a new array [N, *shape] of finite numbers; only those of the tasks `among` [N], others are 0."""
@@ -179,6 +187,18 @@ class MultiTaskEnv(VectorWrapper):
                 told = tasks & np.asarray(part.get(f"_{name}", True), dtype=bool)
                 values[told] = self._numbers(f"info[{name!r}]", part[name], among=told)[told]
         return values
+
+
+@contextlib.contextmanager
+def traced():
+    """Errors of an environment's own code that the scripts would tell in one line, come out as RuntimeErrors.
+
+    These end with a traceback, in which the error is the cause.
+    """
+    try:
+        yield
+    except (OSError, EOFError, FloatingPointError, gym.error.Error) as error:
+        raise RuntimeError(f"the environment raised {type(error).__name__}: {error}") from error
 
 
 def _seed_generators(seed: int) -> None:

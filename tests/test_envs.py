@@ -648,6 +648,59 @@ def test_a_function_that_returns_something_else(returned):
     refuse(f"returned {type(returned).__name__}, not a gymnasium.vector.VectorEnv", lambda: returned)
 
 
+# Errors of a user's own code
+
+
+class Broken(Counter):
+    """Raises an error in one of its methods, at the `left`-th call of it."""
+
+    def __init__(self, error, place, left=1):
+        super().__init__(length=50, render_mode="rgb_array")
+        self.error, self.place, self.left = error, place, left
+
+    def fail(self, place):
+        if place == self.place:
+            self.left -= 1
+            if not self.left:
+                raise self.error
+
+    def reset(self, **options):
+        self.fail("reset")
+        return super().reset(**options)
+
+    def step(self, action):
+        self.fail("step")
+        return super().step(action)
+
+    def render(self):
+        self.fail("render")
+        return super().render()
+
+
+FAULTS = [(FileNotFoundError, place, 1) for place in ("reset", "step", "render")]
+FAULTS += [(kind, "step", 20) for kind in (BrokenPipeError, EOFError, FloatingPointError, gym.error.ResetNeeded)]
+
+
+@both_kinds
+@pytest.mark.parametrize("kind, place, left", FAULTS)
+@pytest.mark.filterwarnings("ignore:.*ERROR")  # AsyncVectorEnv's
+def test_an_error_of_the_environment_keeps_its_traceback(cls, kind, place, left):
+    """What the scripts tell in one line comes from this project alone."""
+    tasks = lambda: Counter(50, "rgb_array"), lambda: Broken(kind("robot.xml"), place, left)
+    with pytest.raises(RuntimeError, match=f"the environment raised {kind.__name__}: robot.xml") as raised:
+        make_tasks(*tasks, cls=cls, render_mode="rgb_array")
+    assert type(raised.value.__cause__) is kind
+
+
+def test_an_error_of_a_module_or_function_keeps_its_traceback(tmp_path, monkeypatch):
+    (tmp_path / "unlucky.py").write_text("open('robot.xml')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match="the environment raised FileNotFoundError: .*robot.xml"):
+        envs.make_vec("unlucky:make", 1)
+    with pytest.raises(RuntimeError, match="the environment raised NameNotFound: .*Robot"):
+        make(lambda: gym.make_vec("Robot-v0"))
+
+
 # Numbers that are not finite
 
 
