@@ -102,7 +102,7 @@ def make_vec(
 
     - Observations and actions are flat Boxes; actions are real and bounded. Numbers are finite in single precision.
     - Every step returns a new observation and a new info, so that those of an episode's last step are not overwritten.
-    - `info["success"]`, from 0 to 1 and of one type in all tasks, is there in the last step of every episode at least.
+    - `info["success"]`, from 0 to 1, is there in the last step of every episode at least.
       If no task has it, success is NaN.
     - All that is random follows from `reset(seed=...)`; no wrapper keeps statistics, as Gymnasium's Normalize ones do.
     - With `render_mode="rgb_array"`, pictures of one size, uint8 [H, W, 3].

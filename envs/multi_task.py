@@ -29,7 +29,8 @@ class MultiTaskEnv(VectorWrapper):
       whether any task has told it so far.
     - Each task is seeded with its own child of `numpy.random.SeedSequence(seed)`. (Gymnasium seeds task i with
       seed + i, so that task 1 of seed 1 repeats task 0 of seed 2.) Python's and NumPy's global generators are seeded
-      too, here and in the processes of an `AsyncVectorEnv`. `first_seed` is that of the first reset without a seed.
+      too, and in the processes of an `AsyncVectorEnv` PyTorch's, which here is that of training. `first_seed` is that
+      of the first reset without a seed.
     - Actions [N, A] in [-1, 1] are scaled to the bounds of the action space; what lies outside is clipped.
     - `infos["real_next_obs"]` [N, O] are the observations that the actions led to, also where an episode has ended and
       the observation returned is already the first of the next one; `infos["succeeded"]` [N] is whether success is 1
@@ -207,6 +208,12 @@ def _seed_generators(seed: int) -> None:
     np.random.seed(seed)
 
 
+def _seed_worker(seed: int) -> None:
+    """Seed all global generators of a process that has an environment to itself."""
+    _seed_generators(seed)
+    torch.manual_seed(seed)
+
+
 class _Generators:
     """Seeds the global generators of the process that it is sent to, as it is unpickled there."""
 
@@ -214,7 +221,7 @@ class _Generators:
         self.seed = seed
 
     def __reduce__(self):
-        return _seed_generators, (self.seed,)
+        return _seed_worker, (self.seed,)
 
 
 def _close(env: VectorEnv) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import random
 import subprocess
 import sys
 import warnings
@@ -189,16 +190,25 @@ def test_a_vector_environment_of_another_kind_gets_one_int():
 
 
 class Noisy(Counter):
-    """Observes noise from NumPy's global generator."""
+    """Observes noise from a global generator."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.generator = generator
 
     def step(self, action):
         obs, *rest = super().step(action)
-        return obs + np.random.normal(size=1).astype(np.float32), *rest
+        noise = {"python": random.random, "numpy": np.random.random, "torch": lambda: torch.rand(1).item()}
+        return obs + np.float32(noise[self.generator]()), *rest
 
 
-@both_kinds
-def test_global_generators_are_seeded_in_every_process(cls):
-    vec = make_tasks(Noisy, Noisy, cls=cls)
+@pytest.mark.parametrize(
+    "cls, generator",
+    [(SyncVectorEnv, "python"), (SyncVectorEnv, "numpy")]
+    + [(AsyncVectorEnv, generator) for generator in ("python", "numpy", "torch")],
+)
+def test_global_generators_are_seeded_in_every_process(cls, generator):
+    vec = make_tasks(*[lambda: Noisy(generator)] * 2, cls=cls)
     rows = roll_out(vec, 4, seed=3)
     assert np.array_equal(rows, roll_out(vec, 4, seed=3)) and not np.array_equal(rows, roll_out(vec, 4, seed=4))
     vec.reset(seed=3)
@@ -293,6 +303,22 @@ def test_any_number_tells_success(told):
     vec.reset()
     infos = steps_until(vec, [0])
     assert infos["episode"]["success_rate"].tolist() == infos["succeeded"].tolist() == [1, 0]
+
+
+@both_kinds
+def test_types_of_info_may_differ(cls):
+    """Gymnasium would make 0.7 a 0 if the first task says 0, in the last step too."""
+    values = (0, 0.7), (np.uint8(1), 0.25), (True, np.float32(0.5))
+    for pair in values:
+        tasks = [
+            lambda x=x: Counter(info=lambda info: {"success": x, "height": x} if info["success"] else {"height": x})
+            for x in pair
+        ]
+        vec = make_tasks(*tasks, cls=cls, metadata={"metrics": ("height",)})
+        vec.reset()
+        episode = steps_until(vec, [0, 1])["episode"]
+        assert episode["success_rate"].tolist() == episode["height"].tolist() == [*pair]
+        vec.close()
 
 
 # What is converted
@@ -480,14 +506,6 @@ def test_a_metric_that_is_missing_is_refused():
         make_tasks(lambda: Counter(), metadata={"metrics": ["height"]})
 
 
-@both_kinds
-def test_types_of_info_that_differ_between_tasks_are_refused(cls):
-    """Gymnasium would make 0.7 a 0 if the first task says 0."""
-    tasks = [lambda x=x: Counter(info=lambda info: {"success": x, **info, "height": x}) for x in (0, 0.7)]
-    with pytest.raises(gym.error.Error, match=r"info\['height'\] must have one type.*int in task-0, float in task-1"):
-        make_tasks(*tasks, cls=cls, metadata={"metrics": ("height",)})
-
-
 class InPlace(Counter):
     """Returns its state itself, and changes it: in every step, in a reset alone, or in its info."""
 
@@ -536,16 +554,54 @@ def test_observations_that_do_not_fit_their_space_are_refused(cls):
         env.observation_space = gym.spaces.Box(0, 9, (1,), np.uint8)
         return env
 
-    with pytest.raises(gym.error.Error, match="observations of task task-0 are float64, but their space is uint8"):
+    with pytest.raises(gym.error.Error, match=r"task-0 is float32 \[1\], but its space is uint8 \[1\]"):
         make_tasks(task, cls=cls)
 
 
 @both_kinds
-@pytest.mark.parametrize("end", [None, 0.5, "no"])
+@pytest.mark.parametrize("end", [None, 0.5, "no", np.array([True]), np.array([True, False])])
 def test_ends_of_tasks_that_are_no_booleans_are_refused(cls, end):
     """Gymnasium would take them for booleans."""
-    with pytest.raises(gym.error.Error, match="must be booleans, but are .* in task task-0"):
+    with pytest.raises(gym.error.Error, match="terminated must be a boolean, but is .* in task task-0"):
         make_tasks(lambda: Counter(terminated=lambda _: end), cls=cls)
+
+
+@both_kinds
+@pytest.mark.parametrize("reward", [None, "1.5", 1j, np.array([1.0]), np.zeros(2)])
+def test_rewards_of_tasks_that_are_no_numbers_are_refused(cls, reward):
+    with pytest.raises(gym.error.Error, match="reward must be a number, but is .* in task task-0"):
+        make_tasks(lambda: Counter(reward=lambda _: reward), cls=cls)
+
+
+@pytest.mark.parametrize("obs", [np.zeros(2), np.float32(0), np.zeros((1, 1)), None, "a"])
+def test_observations_of_another_shape_or_kind_are_refused(obs):
+    with pytest.raises(gym.error.Error, match="an observation of task task-0 is .*, but its space is float32"):
+        make_tasks(lambda: Counter(obs=lambda _: obs))
+
+
+class Old(Counter):
+    """Returns what tasks of older versions did, or nothing."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call = call
+
+    def reset(self, **options):
+        obs, info = super().reset(**options)
+        return {"reset": obs, "no info": (obs, None)}.get(self.call, (obs, info))
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        return {"step": (obs, reward, truncated, info), "nothing": None}.get(
+            self.call, (obs, reward, terminated, truncated, info)
+        )
+
+
+@pytest.mark.parametrize("call", ["reset", "no info", "step", "nothing"])
+def test_results_of_another_kind_are_refused(call):
+    words = "reset .* observation, info$" if call in ("reset", "no info") else "step .* observation, reward, terminated"
+    with pytest.raises(gym.error.Error, match=words):
+        make_tasks(lambda: Old(call))
 
 
 @both_kinds
