@@ -14,11 +14,11 @@ Letters in shapes: N tasks, P policies (= N), B batch per task, O observation, A
 """
 
 import copy
+import ctypes
 import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import namedtuple
@@ -35,14 +35,12 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from tyro.constructors import PrimitiveConstructorSpec
+from tyro.constructors import PrimitiveConstructorSpec as Spec
 
 from envs import evaluate, format_table, make_vec
 
 SCRIPT = Path(__file__).resolve()
-Steps = Annotated[  # an int that may be given as 1e6
-    int, PrimitiveConstructorSpec(1, "INT", lambda x: int(f"{float(x[0]):.17g}"), lambda x: True, lambda x: [str(x)])
-]
+Steps = Annotated[int, Spec(1, "INT", lambda x: int(f"{float(x[0]):.17g}"), lambda x: True, lambda x: [str(x)])]  # 1e6
 
 
 @dataclass
@@ -58,6 +56,8 @@ class Args:
     """train on the GPU if there is one"""
     num_threads: int = 1
     """CPU threads of PyTorch; more than one pays for large batches only"""
+    fast_matmul: bool = True
+    """on a CPU, oneDNN's matrix products in the place of MKL's, if they prove as exact"""
     compile: bool = False
     """torch.compile the update: half a minute at the start, and no gain on a CPU"""
     vectorization: Literal["sync", "async"] = "sync"
@@ -132,10 +132,9 @@ class Args:
     def __post_init__(self):
         may_be_0 = "seed learning_starts eval_frequency checkpoint_frequency switch_samples gamma tau own_policy_prob"
         may_be_0 += " sharing_quantile min_reward"
-        highest = {"gamma": 1, "tau": 1, "own_policy_prob": 1, "sharing_quantile": 1}
-        highest |= {} if self.resume else {"learning_starts": self.total_timesteps - 1}
+        shares = ("gamma", "tau", "own_policy_prob", "sharing_quantile")
         for name, value in vars(self).items():
-            low, high = name not in may_be_0.split(), highest.get(name, 2**62)
+            low, high = name not in may_be_0.split(), 1 if name in shares else 1e18
             numbers = value if type(value) is tuple else [value] if type(value) in (int, float) else [1]
             if name == "min_reward":
                 numbers = [abs(value or 0)]
@@ -145,13 +144,17 @@ class Args:
                 raise ValueError(f"--{name.replace('_', '-')} means nothing with --no-qmp")
         self.eval_frequency = self.eval_frequency or math.ceil(self.total_timesteps / 10)
         self.checkpoint_frequency = self.checkpoint_frequency or math.ceil(self.total_timesteps / 10)
-        if self.switch_entropy and not self.switch_samples:
-            raise ValueError("--switch-entropy needs --switch-samples, 1 or more")
-        if self.eval_only and not self.resume:
-            raise ValueError("--eval-only needs --resume, the folder of a run")
+        for wrong, message in (
+            (not self.resume and self.learning_starts >= self.total_timesteps, "--learning-starts leaves no training"),
+            (self.switch_entropy and not self.switch_samples, "--switch-entropy needs --switch-samples, 1 or more"),
+            (self.eval_only and not self.resume, "--eval-only needs --resume, the folder of a run"),
+            (self.resume and self.run_dir, "--run-dir is of a new run, --resume of one that exists"),
+            (not f"{self.run_dir}{self.resume}".isprintable(), "the folder's name cannot be printed"),
+        ):
+            if wrong:
+                raise ValueError(message)
 
 
-# ALGO LOGIC: networks. A stack of S networks has weights [S, in, out], and one product for all of them.
 class StackedLinear(nn.Module):
     """S linear layers side by side: [S, B, in] -> [S, B, out], each slice initialised as `torch.nn.Linear` is."""
 
@@ -261,10 +264,9 @@ class Mixture:
             alpha = agent.log_alpha.exp() if args.switch_entropy else None
             noise = torch.randn(args.switch_samples, *mean.shape, device=own.device) if args.switch_samples else None
             chosen, scores = q_switch(mean, log_std, agent.qf, obs, alpha, noise)
-            if args.switch_rule == "softmax":
-                chosen = torch.multinomial((scores / args.switch_temperature).softmax(1), 1).squeeze(1)
-            elif args.switch_rule == "uniform":
-                chosen = torch.multinomial(torch.ones_like(scores), 1).squeeze(1)
+            if args.switch_rule != "argmax":
+                temperature = args.switch_temperature if args.switch_rule == "softmax" else math.inf
+                chosen = torch.multinomial((scores / temperature).softmax(1), 1).squeeze(1)
             skip = torch.rand(len(own), device=own.device) < self.own_policy_prob
             due = torch.as_tensor(episode_lengths % args.switch_period == 0, device=own.device)
             self.policies = torch.where(due, torch.where(skip, own, chosen), self.policies)
@@ -275,8 +277,7 @@ class Mixture:
         return squash(mean, log_std, noise)[0].cpu().numpy()
 
 
-# Transitions of every task: obs, next_obs [N, B, O], actions [N, B, A], rewards, terminations [N, B].
-Batch = namedtuple("Batch", ["obs", "actions", "rewards", "next_obs", "terminations"])
+Batch = namedtuple("Batch", ["obs", "actions", "rewards", "next_obs", "terminations"])  # each [N, B, ...]
 
 
 class ReplayBuffer:
@@ -310,8 +311,7 @@ class ReplayBuffer:
         obs, actions, _, next_obs, _, terminations = (field[index, others] for field in self.data)
         return Batch(obs, actions, min_rewards.unsqueeze(1).expand(N, batch_size), next_obs, terminations)
 
-    def state_dict(self) -> dict:
-        # By way of NumPy, because a slice of a tensor would be saved with all of the tensor's storage.
+    def state_dict(self) -> dict:  # by way of NumPy, because a slice of a tensor is saved with all of its storage
         return {"added": self.added, "filled": [torch.from_numpy(x[: self.added].cpu().numpy()) for x in self.data]}
 
     def load_state_dict(self, state: dict) -> None:
@@ -359,12 +359,10 @@ def update(agent: Agent, optimizers: dict, data: Batch, borrowed: Batch, args: A
     qf_values = agent.qf(data.obs, data.actions)  # [2, N, B]
     qf_losses = weighted_mean((qf_values - next_q_value).square(), weights)  # [2, N]
     step_optimizer(optimizers["q"], qf_losses)
-
     # policies: down alpha log pi - min Q
     actions, log_prob = squash(*agent.actor(data.obs), noise[1])
     actor_loss = weighted_mean(alpha * log_prob - agent.qf(data.obs, actions).amin(0), weights)  # [N]
     step_optimizer(optimizers["actor"], actor_loss)
-
     # temperatures: towards the target entropy -A
     alpha_loss = -agent.log_alpha * weighted_mean(log_prob.detach() - actions.shape[-1], weights)  # [N]
     if args.autotune:
@@ -383,14 +381,19 @@ def main(argv: list[str] | None = None) -> Agent | None:
     if args.resume:
         try:
             state = torch.load(f"{args.resume}/checkpoint.pt", map_location="cpu", mmap=True, weights_only=True)
-            saved = Args(**state[SCRIPT.name] | {"resume": args.resume})
-        except Exception as error:  # a broken file may raise anything
-            raise gym.error.Error(f"no checkpoint of {SCRIPT.name} in {args.resume}: {type(error).__name__}") from None
+            saved = Args(**state[SCRIPT.name] | {"resume": args.resume, "run_dir": None})
+        except Exception:  # a broken file may raise anything
+            raise gym.error.Error(f"no checkpoint of {SCRIPT.name}, or a broken one, in {args.resume}") from None
         args, names = tyro.cli(Args, args=argv, default=saved), list(vars(saved))
         for name in ("env_id", "seed", *names[names.index("learning_starts") :]):
             if getattr(args, name) != getattr(saved, name):
                 raise gym.error.Error(f"{name} of this run is {getattr(saved, name)} and cannot change")
     first_step = state["global_step"] if state else 0
+    torch.backends.mkldnn.matmul.fp32_precision, x = "bf16" if args.fast_matmul else "ieee", torch.randn(8, 64, 256)
+    if not torch.allclose((x @ x.mT).double(), x.double() @ x.double().mT, atol=1e-3):  # real bfloat16, as with AMX
+        torch.backends.mkldnn.matmul.fp32_precision, args.fast_matmul = "ieee", False
+    for option, value in ((-3, 2**25), (-1, 2**31 - 1)):  # glibc keeps freed memory, which every update takes again
+        getattr(ctypes.CDLL(None), "mallopt", max)(option, value)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.num_threads)
     device, signals = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu"), []
@@ -414,14 +417,11 @@ def main(argv: list[str] | None = None) -> Agent | None:
         run.evaluate(first_step)
     if args.eval_only:
         return sys.exit(128 + signals[0]) if signals else None
-
-    # start the game
+    steps, done = range(first_step + N, args.total_timesteps + N, N), first_step // N
     started, new_episodes, state = time.time(), True, None
-    for global_step in tqdm(range(first_step + N, args.total_timesteps + N, N), unit_scale=N, disable=None):
+    for global_step in tqdm(steps, initial=done, total=done + len(steps), unit="step", unit_scale=N, disable=None):
         if new_episodes:  # at the start and after every checkpoint, from a seed that a resumed run knows too
             obs, _ = envs.reset(seed=[args.seed, global_step - N, 1])
-
-        # ALGO LOGIC: act, each task by its mixture
         at_random = global_step <= args.learning_starts
         actions = (2 * torch.rand(N, A) - 1).numpy() if at_random else mixture.act(obs, envs.episode_lengths)
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
@@ -431,7 +431,6 @@ def main(argv: list[str] | None = None) -> Agent | None:
             for name in ("episodic_return", "episodic_length"):
                 run.writer.add_scalar(f"charts/{name}/{envs.tasks[i]}", infos["episode"][name][i], global_step)
 
-        # ALGO LOGIC: train, each task on its own data
         if global_step > args.learning_starts and global_step % (args.train_frequency * N) == 0:
             for _ in range(args.gradient_steps):
                 data, borrowed = rb.sample(args.batch_size), rb.sample_others(args.batch_size, min_rewards)
@@ -440,17 +439,16 @@ def main(argv: list[str] | None = None) -> Agent | None:
                 run.log("losses", {name: values.cpu().numpy() for name, values in info.items()}, global_step)
                 run.writer.add_scalar("charts/SPS", (global_step - first_step) / (time.time() - started), global_step)
 
-        finished = global_step >= args.total_timesteps
-        if global_step % args.eval_frequency < N or finished:
+        if global_step % args.eval_frequency < N or global_step == steps[-1]:
             run.evaluate(global_step)
-        new_episodes = global_step % args.checkpoint_frequency < N or finished or signals
+        new_episodes = global_step % args.checkpoint_frequency < N or global_step == steps[-1] or signals
         if new_episodes:
             run.save(global_step)
             if signals:
                 print(f"stopped at step {global_step}; to go on: python {SCRIPT.name} --resume {run.dir}")
                 sys.exit(128 + signals[0])
     run.writer.close()
-    print(f"results in {run.dir}; to plot them: python benchmark/plot.py {run.dir}")
+    print(f"step {first_step + N * len(steps)}: results in {run.dir}; to plot: python benchmark/plot.py {run.dir}")
     return agent
 
 
@@ -463,11 +461,12 @@ class Run:
         name = f"{args.env_id.replace(':', '-')}__{method}__{args.seed}__{now}"
         self.dir = cwd / (args.resume or args.run_dir or f"runs/{name}")
         self.csv = self.dir / ("final_evaluation.csv" if args.eval_only else "evaluations.csv")
-        if self.dir.exists() and not args.resume:
+        dead = (self.dir / "running.lock").exists() and not (self.dir / "checkpoint.pt").exists()  # before its first
+        if self.dir.exists() and not args.resume and not dead:
             raise gym.error.Error(f"{self.dir} exists; choose another --run-dir, or go on with --resume")
         render_mode = "rgb_array" if args.capture_video else None
         self.envs = make_vec(args.env_id, args.seed, args.vectorization, render_mode, evaluation=True)
-        print(f"{args.env_id}: {', '.join(self.envs.tasks)}; on {mixture.own.device}, into {self.dir}")
+        print(f"{args.env_id}: {', '.join(self.envs.tasks)}; {mixture.own.device}, {args.fast_matmul=}; in {self.dir}")
         if state:  # all that changes in training, but for the environments, which start new episodes
             for name, part in parts.items():
                 part.load_state_dict(state[name])
@@ -476,22 +475,23 @@ class Run:
             torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
         if args.eval_only:
             return
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.dir / "running.lock").acquire(blocking=False)  # one process per folder
+        self.wandb_id = (state and state["wandb_id"]) or (args.track and os.urandom(8).hex())
         if args.track:
             import wandb
 
             config = {"project": args.wandb_project_name, "entity": args.wandb_entity, "config": vars(args)}
             try:
-                wandb.init(**config, name=self.dir.name, id=self.dir.name, resume="allow", sync_tensorboard=True)
+                wandb.init(**config, name=self.dir.name, id=self.wandb_id, resume="allow", sync_tensorboard=True)
             except wandb.errors.Error as error:
                 raise gym.error.Error(f"--track: {error} (WANDB_MODE=offline needs no account)") from None
-        self.dir.mkdir(parents=True, exist_ok=bool(args.resume))
-        self.lock = FileLock(self.dir / "running.lock").acquire(blocking=False)  # one process per folder
         open(self.csv, "r+" if state else "w").truncate(state["csv_size"] if state else 0)  # later rows are lost
-        git = subprocess.getoutput(f"git -C '{SCRIPT.parent}' describe --always --dirty 2>/dev/null")
+        git = os.popen(f"git -C '{SCRIPT.parent}' describe --always --dirty 2>/dev/null").read().strip()
         record = {"args": vars(args), "tasks": self.envs.tasks, "git_commit": git}
         record["versions"] = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco", "metaworld")}
         (self.dir / "args.json").write_text(json.dumps({"script": SCRIPT.stem} | record, indent=2))
-        self.writer = SummaryWriter(self.dir, purge_step=state["global_step"] + 1 if state else None)
+        self.writer = SummaryWriter(self.dir, purge_step=state["global_step"] + 1 if state else 0)
         self.writer.add_text("hyperparameters", "\n".join(f"    {k}: {v}" for k, v in vars(args).items()))
 
     def log(self, group: str, values: dict[str, np.ndarray], global_step: int) -> None:
@@ -527,12 +527,14 @@ class Run:
         if not all(parameter.isfinite().all() for parameter in self.mixture.agent.parameters()):
             raise FloatingPointError(f"a weight is not finite at step {global_step}")
         self.writer.flush()
-        state = {SCRIPT.name: vars(self.args) | {"resume": None}, "tasks": self.envs.tasks, "global_step": global_step}
-        state |= {"totals": self.mixture.totals, "csv_size": self.csv.stat().st_size, "interrupted": self.interrupted}
+        state = {name: part.state_dict() for name, part in self.parts.items()} | {"totals": self.mixture.totals}
+        state |= {SCRIPT.name: vars(self.args) | {"resume": None}, "tasks": self.envs.tasks, "global_step": global_step}
+        state |= {"csv_size": self.csv.stat().st_size, "interrupted": self.interrupted, "wandb_id": self.wandb_id}
         state |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
-        state |= {name: part.state_dict() for name, part in self.parts.items()}
-        with open(self.dir / "checkpoint.tmp", "wb") as file:
-            torch.save(state, file)
+        try:
+            torch.save(state, self.dir / "checkpoint.tmp")
+        except RuntimeError as error:  # as PyTorch reports a full disk
+            raise OSError(f"cannot write {self.dir / 'checkpoint.tmp'}: {error}") from None
         os.replace(self.dir / "checkpoint.tmp", self.dir / "checkpoint.pt")
 
 

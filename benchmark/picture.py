@@ -14,7 +14,6 @@ import numpy as np
 import tyro
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from matplotlib.collections import LineCollection
-from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark" / "results"
@@ -43,7 +42,6 @@ FRAMES = {  # task shown, steps before the picture
     "Walker2dMT4-v0": (3, 8),
     "KitchenMT10-v0": (0, 5),
 }
-SIZE, COLUMNS = 300, 4
 
 
 def make_misleading(seed: int, vectorization: str, render_mode: str | None) -> VectorEnv:
@@ -57,12 +55,12 @@ def make_misleading(seed: int, vectorization: str, render_mode: str | None) -> V
 class Recorder(qmp_sac.Mixture):
     """The mixture that acts in training, which keeps what the sparse task, the last one, does."""
 
-    steps: list[tuple[float, float, int, int]] = []  # x, y, acting policy, step of the episode
+    steps: list[tuple[float, float, int]] = []  # x, y, acting policy
 
     def act(self, obs: np.ndarray, episode_lengths: np.ndarray) -> np.ndarray:
         actions = super().act(obs, episode_lengths)
         if not self.mean_actions:  # it is not an evaluation
-            self.steps.append((*obs[-1], int(self.policies[-1]), int(episode_lengths[-1])))
+            self.steps.append((*obs[-1], int(self.policies[-1])))
         return actions
 
 
@@ -73,9 +71,7 @@ def collect(flags: str, n_tasks: int, seed: int) -> np.ndarray:
         steps = f"--total-timesteps {STEPS * n_tasks} --learning-starts {STEPS // 20 * n_tasks}"
         once = f"--eval-frequency {STEPS * n_tasks} --checkpoint-frequency {STEPS * n_tasks}"
         qmp_sac.main(f"{flags} --seed {seed} --no-cuda {steps} {once} --run-dir {folder}/run".split())
-    data = np.array(Recorder.steps)
-    assert (data[:, 3] == np.arange(len(data)) % EPISODE).all()
-    return data[:, :3].reshape(-1, EPISODE, 3)
+    return np.array(Recorder.steps).reshape(-1, EPISODE, 3)
 
 
 def draw(square, below, tasks: tuple[str, ...], episodes: np.ndarray) -> None:
@@ -99,7 +95,8 @@ def draw(square, below, tasks: tuple[str, ...], episodes: np.ndarray) -> None:
 def draw_qmp(output: Path = RESULTS / "qmp.png", seed: int = 1) -> None:
     """QMP at work on PointReach: the sparse task's data alone, with policies that mislead, and with one that helps."""
     qmp_sac.Mixture = Recorder
-    figure, axes = plt.subplots(2, 3, figsize=(10, 4.6), layout="constrained", height_ratios=(5, 1))
+    figure, axes = plt.subplots(2, 3, figsize=(10, 4.9), layout="constrained", height_ratios=(5, 1))
+    figure.suptitle(f"PointReach-v0: the task {SPARSE} in training")
     for (title, tasks, flags), (square, below) in zip(PANELS, axes.T, strict=True):
         episodes = collect(flags, len(tasks), seed)
         draw(square, below, tasks, episodes)
@@ -109,28 +106,27 @@ def draw_qmp(output: Path = RESULTS / "qmp.png", seed: int = 1) -> None:
     axes[1, 0].set_ylabel("who acts", rotation=0, ha="right", va="center")
     handles = [plt.Line2D([], [], color=np.array(COLORS[name]) / 255, linewidth=3, label=name) for name in TASKS]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(TASKS), fontsize="small", frameon=False)
-    figure.savefig(output, dpi=110, bbox_inches="tight")
+    figure.savefig(output, dpi=110)
     print(output)
 
 
 def draw_environments(output: Path = RESULTS / "environments.png") -> None:
     """A frame of every environment, after some random steps, with the name of the environment and of the task."""
     envs.choose_opengl()
-    rows = -(-len(FRAMES) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * SIZE, rows * (SIZE + 24)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for k, (env_id, (task, steps)) in enumerate(FRAMES.items()):
+    figure, axes = plt.subplots(2, 4, figsize=(12, 6.4), layout="constrained")
+    for square, (env_id, (task, steps)) in zip(axes.flat, FRAMES.items(), strict=False):
         env = gym.make(f"qmp/{env_id}", task=task, render_mode="rgb_array", disable_env_checker=True)
         env.reset(seed=1)
         env.action_space.seed(1)
         for _ in range(steps):
             action = env.action_space.sample()
             env.step(np.ones_like(action) if env_id == "PointReach-v0" else action)
-        x, y = k % COLUMNS * SIZE, k // COLUMNS * (SIZE + 24)
-        sheet.paste(Image.fromarray(env.render()).resize((SIZE - 6, SIZE - 6)), (x + 3, y + 3))
-        pen.text((x + 6, y + SIZE + 2), f"{env_id}: {envs.TASKS[env_id][task]}", fill="black")
+        square.imshow(env.render(), aspect="auto")
+        square.set_title(f"{env_id}: {envs.TASKS[env_id][task]}", fontsize="small")
         env.close()
-    sheet.save(output, optimize=True)
+    for square in axes.flat:
+        square.set_axis_off()
+    figure.savefig(output, dpi=100, pil_kwargs={"optimize": True})
     print(output)
 
 

@@ -1,25 +1,29 @@
 """Plots of runs, finished or under way: success, return and an environment's own metrics, and who acted for whom.
 
-    python benchmark/plot.py runs/a                  # one run: every task, and their mean
+    python benchmark/plot.py                         # the newest run below runs/: every task, and their mean
     python benchmark/plot.py runs/a runs/b runs/c    # several: runs that differ by their seed alone become one line
-    python benchmark/plot.py                         # all runs below runs/
+    python benchmark/plot.py runs                    # all
     python benchmark/plot.py --results               # what benchmark/run.py has run -> results of this repository
 
-Writes a picture plots-ENVIRONMENT.png into the run's folder, or where several runs have their folders. Lines of several
-seeds are means with a 95% interval (percentile bootstrap over seeds). With --results the runs, by default those below
-runs/benchmark/, go into benchmark/results/ENVIRONMENT.csv and runs.csv, and figures and tables are made of these.
+Writes a picture plots-ENVIRONMENT.png into the run's folder, or where several runs have their folders. Lines are means
+over the seeds that have reached a step, with a 95% interval (percentile bootstrap over seeds); of runs with the same
+settings and seed the one that has got further counts. With --results the runs, by default those below runs/benchmark/,
+go into benchmark/results/ENVIRONMENT.csv and runs.csv, and figures and tables are made of these.
 """
 
 import io
 import json
 import os
+import re
 import sys
+import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-os.environ["MPLBACKEND"] = "Agg"  # whatever the user's; there may be no screen
+os.environ["MPLBACKEND"] = "Agg"  # there may be no screen
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
@@ -30,24 +34,17 @@ from scipy.stats import bootstrap, mannwhitneyu, trim_mean  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
 RESULTS = ROOT / "benchmark" / "results"
+OWN = "own policy's share of acting"
 FEW = 6  # tasks that have a colour each, and room for numbers
 SUCCESS = {"MultistageReacher-v0": "first_stage"}  # what the paper calls success, if not success_rate
-# Final success in the paper's curves, of the base method and with QMP.
+# Final success in the paper's curves: of the base method, with QMP.
 PAPER = {
-    ("MultistageReacher-v0", "qmp_sac"): {"base": 0.80, "qmp": 1.00},
-    ("MultistageReacher-v0", "qmp_mtsac"): {"base": 0.45, "qmp": 0.80},
-    ("MultistageReacher-v0", "qmp_uds"): {"base": 0.38, "qmp": 0.32},
-    ("Maze-v0", "qmp_sac"): {"base": 0.60, "qmp": 0.72},
-    ("Maze-v0", "qmp_mtsac"): {"base": 0.90, "qmp": 1.00},
-    ("Maze-v0", "qmp_uds"): {"base": 0.55, "qmp": 0.63},
-    ("MetaWorldCDS-v0", "qmp_mtsac"): {"base": 0.97, "qmp": 0.97},
-    ("MetaWorldMT10-v3", "qmp_sac"): {"base": 0.71, "qmp": 0.80},
-    ("MetaWorldMT10-v3", "qmp_mtsac"): {"base": 0.70, "qmp": 0.70},
-    ("MetaWorldMT10-v3", "qmp_uds"): {"base": 0.80, "qmp": 0.84},
-    ("MetaWorldMT50-v3", "qmp_mtsac"): {"base": 0.36, "qmp": 0.42},
-    ("KitchenMT10-v0", "qmp_sac"): {"base": 0.52, "qmp": 0.76},
-    ("KitchenMT10-v0", "qmp_mtsac"): {"base": 0.28, "qmp": 0.47},
-    ("KitchenMT10-v0", "qmp_uds"): {"base": 0.63, "qmp": 0.53},
+    "MultistageReacher-v0": {"qmp_sac": (0.80, 1.00), "qmp_mtsac": (0.45, 0.80), "qmp_uds": (0.38, 0.32)},
+    "Maze-v0": {"qmp_sac": (0.60, 0.72), "qmp_mtsac": (0.90, 1.00), "qmp_uds": (0.55, 0.63)},
+    "MetaWorldCDS-v0": {"qmp_mtsac": (0.97, 0.97)},
+    "MetaWorldMT10-v3": {"qmp_sac": (0.71, 0.80), "qmp_mtsac": (0.70, 0.70), "qmp_uds": (0.80, 0.84)},
+    "MetaWorldMT50-v3": {"qmp_mtsac": (0.36, 0.42)},
+    "KitchenMT10-v0": {"qmp_sac": (0.52, 0.76), "qmp_mtsac": (0.28, 0.47), "qmp_uds": (0.63, 0.53)},
 }
 
 
@@ -77,7 +74,7 @@ def read_run(folder: Path) -> tuple[dict, pd.DataFrame]:
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
     """The folders of runs at or below some folders."""
-    found = {path.parent for folder in folders for path in folder.rglob("evaluations.csv")}
+    found = {path.parent for folder in folders for path in folder.resolve().rglob("evaluations.csv")}
     return sorted(path for path in found if (path / "args.json").exists())
 
 
@@ -87,39 +84,60 @@ def settings(record: dict) -> dict:
     args = {name: record["args"][name] for name in names[names.index("learning_starts") :]}
     if not args["qmp"]:  # then these say nothing
         args = {name: value for name, value in args.items() if not name.startswith(("switch_", "own_policy_"))}
-    return {"script": record.get("script", "run")} | args
+    return {"script": record["script"]} | args
 
 
 def label(group: dict, groups: Sequence[dict]) -> str:
-    """How a group's settings differ from those of others, as command-line flags."""
-    words = []
+    """The flags in which a group's settings differ from those of most others; its script, if they do not."""
+    flags = []
     for name, value in group.items():
-        if len({str(other[name]) for other in groups if name in other}) > 1:
-            flag = name.replace("_", "-")
+        counts = Counter(str(other[name]) for other in groups if name in other)
+        most = [text for text, count in counts.items() if count == max(counts.values())]
+        if name == "script" and len(counts) > 1:
+            flags.append(value)
+        elif name != "script" and most != [str(value)]:
             text = " ".join(map(str, value)) if isinstance(value, list) else value
-            switch = f"--{'' if value else 'no-'}{flag}"
-            words.append(value if name == "script" else switch if isinstance(value, bool) else f"--{flag} {text}")
-    return " ".join(words) or group["script"]
+            no = "no-" if value is False else ""
+            flags.append(f"--{no}{name.replace('_', '-')}" + f" {text}" * (not isinstance(value, bool)))
+    return " ".join(flags) or group["script"]
 
 
-def metrics_of(rows: pd.DataFrame) -> list[str]:
-    """Columns to plot: success, if the environment tells it, return, and its own metrics."""
-    names = [name for name in rows.columns[rows.columns.get_loc("task") + 1 :] if not name.startswith("acted/")]
-    return [name for name in names if name not in ("episodic_length", "run") and rows[name].notna().any()]
+def read_groups(folders: Sequence[Path]) -> dict[tuple[str, ...], dict[str, pd.DataFrame]]:
+    """For every environment (its name, its tasks) the rows of runs, by the label of their settings."""
+    runs, found = {}, {}
+    for folder in folders:
+        record, rows = read_run(folder)
+        if rows.empty:
+            print(f"{folder} has no evaluation yet", file=sys.stderr)
+            continue
+        env_id, seed, tasks = record["args"]["env_id"], record["args"]["seed"], record["tasks"]
+        own = rows.filter(like="acted/").to_numpy()[np.arange(len(rows)), rows["task"].map(tasks.index)]
+        run = rows["global_step"].max(), str(folder), rows.assign(**{OWN: own, "seed": seed})
+        runs.setdefault(((env_id, *tasks), json.dumps(settings(record)), seed), []).append(run)
+    for (environment, group, _), same in runs.items():
+        *others, (_, longest, rows) = sorted(same, key=lambda run: run[:2])
+        for _, folder, _ in others:
+            print(f"{folder} is left out: {longest} has the same settings and seed", file=sys.stderr)
+        found.setdefault(environment, {}).setdefault(group, []).append(rows)
+    for environment, groups in found.items():
+        every = [json.loads(group) for group in groups]
+        named = [(label(group, every), pd.concat(rows)) for group, rows in zip(every, groups.values(), strict=True)]
+        found[environment] = {f"{name} ({seeds_of(rows)})": rows for name, rows in named}
+    return found
 
 
-def own_share(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with a column more: the share of the task's own policy in acting."""
-    acted = rows.filter(like="acted/").set_axis(rows["task"].unique(), axis=1)
-    own = acted.to_numpy()[np.arange(len(rows)), acted.columns.get_indexer(rows["task"])]
-    return rows.assign(**{"own policy's share of acting": own})
+def seeds_of(rows: pd.DataFrame) -> str:
+    """How many seeds a line has, and from where on it has fewer."""
+    ends = rows.groupby("seed")["global_step"].max()
+    fewer = f", fewer after step {ends.min():,}" if ends.nunique() > 1 else ""
+    return f"{len(ends)} seeds{fewer}" if len(ends) > 1 else f"seed {ends.index[0]}"
 
 
 # Statistics.
 def curves(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Mean over tasks of a column: index global_step, a column for each run, up to where the shortest run has got."""
-    table = rows.pivot_table(index="global_step", columns="run", values=column)
-    return table.interpolate("index", limit_area="inside").dropna()
+    """Mean over tasks of a column: index global_step, a column for each seed, NaN where it has not got to."""
+    table = rows.pivot_table(column, "global_step", "seed")
+    return table.interpolate("index", limit_area="inside").dropna(how="all")
 
 
 def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -136,42 +154,46 @@ def improvement(better: np.ndarray, base: np.ndarray) -> float:
     return float(np.mean(pairs))
 
 
+def mixture_of(rows: pd.DataFrame) -> np.ndarray:
+    """Mean over runs and evaluations of who acted in training: [N, P]; NaN if none has."""
+    rows = rows[rows["acting"] == "own"]
+    return rows.groupby("task", sort=False)[list(rows.filter(like="acted/"))].mean().to_numpy()
+
+
 # Drawing.
-def draw_groups(axes, groups: dict[str, pd.DataFrame], column: str, colors: dict | None = None) -> None:
-    """A line for each group of runs, its mean over tasks and runs, with an interval; dashed where mixtures acted."""
-    for k, (name, rows) in enumerate(groups.items()):
-        color = colors[name] if colors else f"C{k % 10}"
-        for acting, style in (("own", "-"), ("mixture", "--")):
-            table = curves(rows[rows["acting"] == acting], column)
-            if len(table):
-                seeds = f" ({table.shape[1]} seeds)" if table.shape[1] > 1 and not colors else ""
-                text = f"{name}{seeds}" + ", mixture" * (acting == "mixture")
-                marker = "o" if len(table) == 1 else None
-                axes.plot(table.index, table.mean(axis=1), style, marker=marker, color=color, label=text)
-                axes.fill_between(table.index, *interval(table.to_numpy().T), color=color, alpha=0.2, linewidth=0)
-    finish(axes, column)
+def draw_mean(axes, rows: pd.DataFrame, column: str, band: bool = True, **style) -> None:
+    """A line of a column's mean over tasks and seeds, with a band of its interval over seeds."""
+    table = curves(rows, column)
+    if table.empty:
+        return
+    axes.plot(table.index, table.mean(axis=1), **{"marker": "o" if len(table) == 1 else None} | style)
+    if band:
+        parts = [part.dropna(axis=1) for _, part in table.groupby(list(table.notna().to_numpy().T))]  # by who got there
+        bounds = pd.concat([pd.DataFrame(interval(part.to_numpy().T), columns=part.index) for part in parts], axis=1)
+        bounds = bounds.sort_index(axis=1)
+        axes.fill_between(bounds.columns, *bounds.to_numpy(), color=style["color"], alpha=0.2, linewidth=0)
+    axes.set(title=column.replace("_", " "), xlabel="environment steps, summed over tasks")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if column in SUCCESS.values() or "success" in column or column == OWN:
+        axes.set_ylim(-0.05, 1.05)
+
+
+def draw_groups(axes, groups: dict[str, pd.DataFrame], column: str, colors: dict[str, str]) -> None:
+    """A line for each group of runs, dashed where mixtures acted."""
+    for name, rows in groups.items():
+        for acting, style in (("own", {"label": name}), ("mixture", {"label": f"{name}, mixture", "linestyle": "--"})):
+            draw_mean(axes, rows[rows["acting"] == acting], column, color=colors[name], **style)
 
 
 def draw_tasks(axes, rows: pd.DataFrame, column: str) -> None:
-    """A line for each task, the mean over runs, and a bold mean over tasks."""
+    """A line for each task, the mean over seeds, and a bold mean over tasks."""
     rows = rows[rows["acting"] == "own"]
-    tasks = rows["task"].unique()
+    tasks = list(rows["task"].unique())
     for k, task in enumerate(tasks):
-        table = curves(rows[rows["task"] == task], column)
         few = {"color": f"C{k}", "label": task, "marker": "o", "markersize": 3}
         many = {"color": "0.7", "linewidth": 0.7, "label": "tasks" if k == 0 else None}
-        axes.plot(table.index, table.mean(axis=1), **(few if len(tasks) <= FEW else many))
-    table = curves(rows, column)
-    axes.plot(table.index, table.mean(axis=1), color="black", linewidth=2.5, label="mean", zorder=3)
-    finish(axes, column)
-
-
-def finish(axes, column: str) -> None:
-    """Names and scale of a panel of curves."""
-    axes.set(title=column.replace("_", " "), xlabel="environment steps, summed over tasks")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if column in SUCCESS.values() or "success" in column or "share" in column:
-        axes.set_ylim(-0.05, 1.05)
+        draw_mean(axes, rows[rows["task"] == task], column, band=False, **(few if len(tasks) <= FEW else many))
+    draw_mean(axes, rows, column, color="black", linewidth=2.5, label="mean", zorder=3)
 
 
 def draw_mixture(axes, mixture: np.ndarray, tasks: Sequence[str]) -> None:
@@ -181,44 +203,40 @@ def draw_mixture(axes, mixture: np.ndarray, tasks: Sequence[str]) -> None:
     axes.set_xticks(range(len(tasks)), tasks, rotation=90, fontsize=size)
     axes.set_yticks(range(len(tasks)), tasks, fontsize=size)
     axes.set(xlabel="acting policy, share of steps", ylabel="task")
-    if len(tasks) <= FEW:
-        for (i, j), share in np.ndenumerate(mixture):
-            color = "white" if share > 0.5 else "black"
-            axes.text(j, i, f"{share:.2f}", ha="center", va="center", color=color, fontsize=8)
+    for (i, j), share in np.ndenumerate(mixture) if len(tasks) <= FEW else ():
+        color = "white" if share > 0.5 else "black"
+        axes.text(j, i, f"{share:.2f}", ha="center", va="center", color=color, fontsize=8)
     axes.figure.colorbar(image, ax=axes, shrink=0.7)
 
 
-def mixture_of(rows: pd.DataFrame) -> np.ndarray:
-    """Mean over runs and evaluations of who acted in training: [N, P]; NaN if none has."""
-    rows = rows[rows["acting"] == "own"]
-    acted = rows.groupby("task", sort=False)[list(rows.filter(like="acted/"))].mean()
-    return acted.to_numpy()
+def grid(figure, count: int, columns: int) -> list:
+    """So many axes, in rows."""
+    axes = list(figure.subplots(-(-count // columns), columns, squeeze=False).flat)
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    return axes[:count]
 
 
-def draw(path: Path, panels: Sequence, mixtures: dict[str, np.ndarray], tasks: Sequence[str]) -> Path:
+def draw(path: Path, title: str, panels: Sequence, mixtures: dict[str, np.ndarray], tasks: Sequence[str]) -> Path:
     """A picture: `panels`, functions that draw on axes, above `mixtures`. Returns its path."""
-    width, side = min(len(panels), 4), min(9, 3.4 + 0.12 * len(tasks))
-    lines, columns = -(-len(panels) // width), max(1, int(max(4.8 * width, 17) // (side + 1)))
-    heights = [3.6 * lines, side * -(-len(mixtures) // columns)]
-    columns = min(columns, max(1, len(mixtures)))
-    size = (max(4.8 * width, (side + 1) * columns if mixtures else 0), sum(heights))
-    figure = plt.figure(figsize=size, layout="constrained")
-    top, *bottom = figure.subfigures(2, 1, height_ratios=heights).flat if mixtures else [figure]
-    grid = list(top.subplots(lines, width, squeeze=False).flat)
-    for axes, panel in zip(grid, panels, strict=False):
+    side, columns = min(9, 3.4 + 0.12 * len(tasks)), min(len(panels), 4)
+    of_mixtures = max(1, min(len(mixtures), int(max(4.8 * columns, 17) // (side + 1))))
+    width = max(4.8 * columns, 8, (side + 1) * of_mixtures * bool(mixtures))
+    heights = [3.6 * -(-len(panels) // columns) + 0.6, side * -(-len(mixtures) // of_mixtures)]
+    figure = plt.figure(figsize=(width, sum(heights)), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    top, bottom = figure.subfigures(2, 1, height_ratios=heights) if mixtures else (figure, None)
+
+    handles = {}
+    for axes, panel in zip(grid(top, len(panels), columns), panels, strict=True):
         panel(axes)
-    for axes in grid[len(panels) :]:
-        axes.set_axis_off()
-    handles = {name: line for axes in grid for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    columns_of_legend = max(1, int(size[0] * 10 / (max(map(len, handles), default=0) + 8)))
-    top.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns_of_legend)
-    for part in bottom:
-        grid = list(part.subplots(-(-len(mixtures) // columns), columns, squeeze=False).flat)
-        for axes, (title, mixture) in zip(grid, mixtures.items(), strict=False):
-            draw_mixture(axes, mixture, tasks)
-            axes.set_title(f"who acted: {title}", fontsize="medium")
-        for axes in grid[len(mixtures) :]:
-            axes.set_axis_off()
+        handles |= {name: line for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    of_legend = max(1, int(width * 10 / (max(map(len, handles), default=0) + 8)))
+    top.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=of_legend)
+    cells = grid(bottom, len(mixtures), of_mixtures) if mixtures else []
+    for axes, (name, mixture) in zip(cells, mixtures.items(), strict=True):
+        draw_mixture(axes, mixture, tasks)
+        axes.set_title(textwrap.fill(f"who acted: {name}", int(side * 10), break_on_hyphens=False), fontsize="medium")
     figure.savefig(path, dpi=100)
     plt.close(figure)
     return path
@@ -226,36 +244,27 @@ def draw(path: Path, panels: Sequence, mixtures: dict[str, np.ndarray], tasks: S
 
 def plot_runs(folders: Sequence[Path], output: Path) -> list[Path]:
     """A picture for every environment among the runs. Returns their paths."""
-    environments = {}
-    for folder in folders:
-        record, rows = read_run(folder)
-        if rows.empty:
-            print(f"{folder} has no evaluation yet", file=sys.stderr)
-            continue
-        groups = environments.setdefault((record["args"]["env_id"], *record["tasks"]), {})
-        group = settings(record)
-        groups.setdefault(json.dumps(group), []).append(own_share(rows).assign(run=str(folder)))
     paths = []
-    for (env_id, *tasks), found in environments.items():
-        every = [json.loads(group) for group in found]
-        groups = {label(group, every): pd.concat(rows) for group, rows in zip(every, found.values(), strict=True)}
-        columns = list(dict.fromkeys(name for rows in groups.values() for name in metrics_of(rows)))
+    for (env_id, *tasks), groups in read_groups(folders).items():
+        rows, title = pd.concat(groups.values()), env_id
+        skipped = {"global_step", "acting", "task", "episodic_length", "seed", *rows.filter(like="acted/")}
+        columns = [name for name in rows if name not in skipped and rows[name].notna().any()]
+        mixtures = {name: mixture_of(rows) for name, rows in groups.items()}
         if len(groups) == 1:
-            ((name, rows),) = groups.items()
+            title += f", {next(iter(groups))}"
             panels = [partial(draw_tasks, rows=rows, column=column) for column in columns]
-            mixtures = {name: mixture_of(rows)}
             if len(tasks) <= 2 * FEW:
-                acted = rows[rows[f"acted/{tasks[0]}"].notna()]
-                thirds = [steps for steps in np.array_split(acted["global_step"].unique(), 3) if len(steps)]
+                acted = rows[rows[f"acted/{tasks[0]}"].notna() & (rows["acting"] == "own")]
+                thirds = [steps for steps in np.array_split(np.sort(acted["global_step"].unique()), 3) if len(steps)]
                 titles = [f"evaluations at {steps[0]:,} to {steps[-1]:,}" for steps in thirds]
                 parts = [mixture_of(acted[acted["global_step"].isin(steps)]) for steps in thirds]
                 mixtures = dict(zip(titles, parts, strict=True))
         else:
-            panels = [partial(draw_groups, groups=groups, column=column) for column in columns]
-            mixtures = {name: mixture_of(rows) for name, rows in groups.items()}
+            colors = {name: f"C{k % 10}" for k, name in enumerate(groups)}
+            panels = [partial(draw_groups, groups=groups, column=column, colors=colors) for column in columns]
         mixtures = {k: m for k, m in mixtures.items() if np.isfinite(m).all() and not np.allclose(m, np.eye(len(m)))}
         output.mkdir(parents=True, exist_ok=True)
-        paths.append(draw(output / f"plots-{env_id.replace(':', '-')}.png", panels, mixtures, tasks))
+        paths.append(draw(output / f"plots-{env_id.replace(':', '-')}.png", title, panels, mixtures, tasks))
     return paths
 
 
@@ -272,8 +281,8 @@ def gather(folders: Sequence[Path]) -> None:
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
         logged = [tag for tag in events.Tags()["scalars"] if tag.startswith("switch/advantage/")]
         advantage = {(e.step, tag.split("/", 2)[2], "own"): e.value for tag in logged for e in events.Scalars(tag)}
-        places = zip(rows["global_step"], rows["task"], rows["acting"], strict=True)
-        rows = rows.assign(advantage=[advantage.get(place) for place in places], **run)
+        keys = zip(rows["global_step"], rows["task"], rows["acting"], strict=True)
+        rows = rows.assign(advantage=[advantage.get(key) for key in keys], **run)
         evaluations.setdefault(env_id, []).append(rows[[*run, *rows.columns.difference(run, sort=False)]])
         log = log_of(folder)
         hours = sum(float(line.split()[-2]) for line in log if line.startswith("exit code"))
@@ -300,33 +309,30 @@ class Comparison:
     """The runs of a script in an environment, up to the step that all of them have reached."""
 
     def __init__(self, env_id: str, script: str, rows: pd.DataFrame):
+        rows = rows[rows["script"] == script]
         self.env_id, self.script, self.column = env_id, script, SUCCESS.get(env_id, "success_rate")
-        rows = rows[rows["script"] == script].assign(run=lambda rows: rows["method"] + rows["seed"].astype(str))
-        self.end = int(rows.groupby("run")["global_step"].max().min())
-        self.rows = rows[rows["global_step"] <= self.end]
-        self.tasks = list(rows["task"].unique())
+        self.end = int(rows.groupby(["method", "seed"])["global_step"].max().min())
+        self.rows, self.tasks = rows[rows["global_step"] <= self.end], list(rows["task"].unique())
         self.methods = [method for method in METHODS if method in set(rows["method"])]
+        self.paper = dict(zip(("base", "qmp"), PAPER.get(env_id, {}).get(script, ()), strict=False))
 
-    def of(self, method: str, acting: str = "own") -> pd.DataFrame:
+    def of(self, method: str) -> pd.DataFrame:
         """Rows of a method."""
-        return self.rows[(self.rows["method"] == method) & (self.rows["acting"] == acting)]
+        return self.rows[self.rows["method"] == method]
 
     def final(self, method: str, acting: str = "own") -> np.ndarray:
         """Success in the last tenth of the steps: [R, N]."""
-        rows = self.of(method, acting)
-        return rows[rows["global_step"] > 0.9 * self.end].pivot_table(self.column, "run", "task").to_numpy()
+        rows = self.of(method)
+        rows = rows[(rows["acting"] == acting) & (rows["global_step"] > 0.9 * self.end)]
+        return rows.pivot_table(self.column, "seed", "task").to_numpy()
 
-    def mean(self, method: str, acting: str = "own") -> str:
-        """Final success: mean over runs and tasks with its interval over runs, for a table."""
-        if method not in self.methods or not len(values := self.final(method, acting)):
-            return ""
+    def cells(self, method: str, acting: str = "own") -> list[str]:
+        """Final success of a method: mean over runs and tasks with its interval over runs; and the paper's."""
+        if not len(values := self.final(method, acting)):
+            return ["", ""]
         low, high = interval(values.mean(1))
-        return f"{values.mean():.2f} " + (f"[{low:.2f}, {high:.2f}]" if len(values) > 1 else "(1 seed)")
-
-    def paper(self, method: str) -> str:
-        """The paper's final success, for a table."""
-        values = PAPER.get((self.env_id, self.script), {})
-        return f"{values[method]:.2f}" if method in values else ""
+        brackets = f"[{low:.2f}, {high:.2f}]" if len(values) > 1 else "(1 seed)"
+        return [f"{values.mean():.2f} {brackets}", f"{self.paper[method]:.2f}" if method in self.paper else ""]
 
     def tables(self) -> str:
         """Final success of the methods; and the median step of every task's first evaluation without a failure."""
@@ -336,11 +342,12 @@ class Comparison:
             iqm = f"{trim_mean(values.ravel(), 0.25):.2f}" if len(values) >= 5 else ""
             against = "base" in self.methods and method != "base"
             better = f"{improvement(values, self.final('base')):.2f}" if against else ""
-            cells = [str(len(values)), self.mean(method), iqm, self.mean(method, "mixture"), better]
-            finals.append([method, *cells, self.paper(method)])
-            first = rows[rows[self.column] == 1].groupby(["task", "run"])["global_step"].min().groupby("task")
-            cells = {task: f"{steps.median():,.0f} ({len(steps)} of {len(values)})" for task, steps in first}
-            solved.append([method, *(cells.get(task, "never") for task in self.tasks)])
+            (own, paper), (mixture, _) = self.cells(method), self.cells(method, "mixture")
+            finals.append([method, str(len(values)), own, iqm, mixture, better, paper])
+            first = rows[(rows[self.column] == 1) & (rows["acting"] == "own")]
+            first = first.groupby(["task", "seed"])["global_step"].min().groupby("task")
+            steps = {task: f"{steps.median():,.0f} ({len(steps)} of {len(values)})" for task, steps in first}
+            solved.append([method, *(steps.get(task, "never") for task in self.tasks)])
         head = ["", "seeds", "success [95%]", "IQM", "of its mixtures", "probability to beat base", "paper"]
         text = table(head, finals)
         if len(self.tasks) <= 2 * FEW:
@@ -349,14 +356,12 @@ class Comparison:
 
     def draw(self, axes, column: str, methods: Sequence[str]) -> None:
         """Curves of methods, and the paper's final values dotted."""
-        chosen = [method for method in methods if method in self.methods]
-        groups = {method: pd.concat([self.of(method, acting) for acting in ("own", "mixture")]) for method in chosen}
         colors = {method: f"C{k}" for k, method in enumerate(METHODS)}
+        groups = {method: self.of(method) for method in methods if method in self.methods}
         draw_groups(axes, groups, column, colors)
         axes.set_title(f"{self.env_id}, {self.script}\n{column.replace('_', ' ')}", fontsize="medium")
-        for method, value in PAPER.get((self.env_id, self.script), {}).items():
-            if method in groups and column == self.column:
-                axes.axhline(value, color=colors[method], linestyle=":", label=f"{method}, paper")
+        for method in groups.keys() & self.paper.keys() if column == self.column else ():
+            axes.axhline(self.paper[method], color=colors[method], linestyle=":", label=f"{method}, paper")
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -368,12 +373,8 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def insert(path: Path, text: str) -> None:
     """Put text between the marks <!-- results --> and <!-- end of results --> of a file."""
-    before, mark, rest = path.read_text().partition("<!-- results -->\n")
-    _, end, after = rest.partition("<!-- end of results -->")
-    if mark and end:
-        path.write_text(f"{before}{mark}\n{text}\n{end}{after}")
-    else:
-        print(f"{path} has no place for results", file=sys.stderr)
+    marks = r"(<!-- results -->\n).*(<!-- end of results -->)"
+    path.write_text(re.sub(marks, lambda found: f"{found[1]}\n{text}\n{found[2]}", path.read_text(), flags=re.S))
 
 
 def write_results() -> None:
@@ -389,17 +390,16 @@ def write_results() -> None:
             chosen = records[(records["env_id"] == env_id) & (records["script"] == found.script)]
             commands = "\n".join(chosen.drop_duplicates("method")["command"].astype(str))
             text += f"\n### {found.script}.py, {found.end:,} steps\n\n```\n{commands}\n```\n\n{found.tables()}"
-            line = [env_id, f"`{found.script}.py`", f"{found.end:,}"]
-            line += [cell for method in ("base", "qmp") for cell in (found.mean(method), found.paper(method))]
-            overview.append(line)
+            cells = [found.cells(method) if method in found.methods else ["", ""] for method in ("base", "qmp")]
+            overview.append([env_id, f"`{found.script}.py`", f"{found.end:,}", *cells[0], *cells[1]])
             panels.append(partial(found.draw, column=found.column, methods=("base", "qmp")))
         parts = [partial(found.draw, column=found.column, methods=METHODS) for found in comparisons]
         switches = [method for method in METHODS if method.startswith("qmp")]
         parts += [partial(found.draw, column="advantage", methods=switches) for found in comparisons]
         mixtures = {found.script: mixture_of(found.of("qmp")) for found in comparisons if "qmp" in found.methods}
-        print(draw(RESULTS / f"{name}.png", parts, mixtures, comparisons[0].tasks))
+        print(draw(RESULTS / f"{name}.png", env_id, parts, mixtures, comparisons[0].tasks))
         text += f"\n![{env_id}](../benchmark/results/{name}.png)\n\n"
-    print(draw(RESULTS / "success.png", panels, {}, ()))
+    print(draw(RESULTS / "success.png", "Success of base methods, and with QMP", panels, {}, ()))
     insert(ROOT / "docs" / "results.md", text.rstrip() + "\n")
     head = ["", "script", "steps", "base", "paper: base", "qmp", "paper: qmp"]
     insert(ROOT / "README.md", f"{table(head, overview)}\n![Success against steps](benchmark/results/success.png)\n")
@@ -416,6 +416,8 @@ def main(args: Args) -> int:
         gather(folders)
         write_results()
         return 0
+    if not args.runs:
+        roots = folders = [max(folders, key=lambda folder: (folder / "evaluations.csv").stat().st_mtime)]
     common = Path(os.path.commonpath([root.resolve() for root in roots]))
     for path in plot_runs(folders, args.output or common):
         print(f"plots in {path}")

@@ -6,7 +6,7 @@
     python benchmark/run.py --address auto                                   # on a cluster that shares its files
 
 Flags that are not of this program go to the scripts. Every run leaves its folder in runs/benchmark/ and its output in a
-log beside it. Start the same command again after whatever happened: finished runs are skipped, others go on from their
+log beside it. Start the same command again after a crash: finished runs are skipped, others go on from their
 checkpoints. Ctrl-C checkpoints all. A run that fails is tried again from its checkpoint, three times in all. The exit
 code is 1 if one kept failing. Needs requirements-benchmark.txt.
 """
@@ -149,13 +149,13 @@ class Args:
 
 
 def command(env_id: str, script: str, method: str, seed: int, budget: str = "laptop", more: str = "") -> list[str]:
-    """A run's command, word by word, as a user would type it."""
-    words = f"python {script}.py --env-id {env_id} --seed {seed}"
+    """A run's command as a list, as a user would type it."""
+    line = f"python {script}.py --env-id {env_id} --seed {seed}"
     if setting := SETTINGS.get(env_id):
-        words += f" --total-timesteps {getattr(setting, budget)} {setting.flags}"
-        words += f" {setting.shared if script == 'qmp_mtsac' else setting.separate}"
-        words += f" {setting.switch if method.startswith('qmp') else ''}"
-    return f"{words} {METHODS[method]} {more}".split()
+        line += f" --total-timesteps {getattr(setting, budget)} {setting.flags}"
+        line += f" {setting.shared if script == 'qmp_mtsac' else setting.separate}"
+        line += f" {setting.switch if method.startswith('qmp') else ''}"
+    return f"{line} {METHODS[method]} {more}".split()
 
 
 def matrix(args: Args, more: str = "") -> dict[Path, list[str]]:

@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 import torch
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
+
+from envs.pointreach import COLORS
 
 MAX_EVALUATION_STEPS = 1_000_000
 """Turns after which `evaluate` gives up waiting for episodes to end."""
@@ -304,10 +306,15 @@ def format_table(rows: pd.DataFrame) -> str:
 
 
 class _Video:
-    """A file of tiles, one for each task: the first episode, under the task's name and that of the policy that acts."""
+    """A file of tiles, one for each task: its first episode, with the names of the task and of the policy that acts.
+
+    The border has the policy's colour; those of PointReach are the ones in which it draws.
+    """
 
     def __init__(self, path: Path, envs: MultiTaskEnv):
         self.path, self.envs, self.tiles, self.writer = path, envs, [None] * envs.num_envs, None
+        hues = [f"hsv({360 * i // envs.num_envs}, 80%, {60 + i % 2 * 40}%)" for i in range(envs.num_envs)]
+        self.colors = [COLORS.get(task, ImageColor.getrgb(hue)) for task, hue in zip(envs.tasks, hues, strict=True)]
 
     def __enter__(self):
         return self
@@ -320,10 +327,11 @@ class _Video:
         for i, picture in enumerate(self.envs.render()):
             if running[i]:
                 height, width, _ = picture.shape
-                tile = Image.new("RGB", (max(width, 220) + 4, height + 36))  # wide enough for the names
-                tile.paste(Image.fromarray(picture), (2, 34))
-                label = f"{tasks[i]}\n{tasks[policies[i]]} acts"
-                ImageDraw.Draw(tile).text((4, 1), label, "white", font_size=13, spacing=1)
+                tile = Image.new("RGB", (max(width, 220) + 8, height + 42))  # wide enough for the names
+                tile.paste(Image.fromarray(picture), (4, 38))
+                pen, label = ImageDraw.Draw(tile), f"{tasks[i]}\n{tasks[policies[i]]} acts"
+                pen.text((8, 4), label, "white", font_size=13, spacing=1)
+                pen.rectangle((0, 0, tile.width - 1, tile.height - 1), outline=self.colors[policies[i]], width=4)
                 self.tiles[i] = np.asarray(tile)
         columns = math.ceil(math.sqrt(len(tasks)))
         empty = [np.zeros_like(self.tiles[0])] * (-len(tasks) % columns)

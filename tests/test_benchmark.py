@@ -66,40 +66,26 @@ def test_the_settings_are_the_authors(env_id, script):
         assert args.buffer_size == (1e6 / N if shared else 1e6)
         assert (args.policy_lr, args.q_lr, set(args.hidden_sizes)) == (lr, lr, {width})
         assert (args.alpha, args.gamma, args.tau, args.autotune) == (1.0, 0.99, 0.005, True)
-        assert (args.switch_samples, args.switch_entropy, args.switch_rule, args.switch_period) == (
-            0,
-            False,
-            "argmax",
-            1,
-        )
+        switch = args.switch_samples, args.switch_entropy, args.switch_rule, args.switch_period
+        assert switch == (0, False, "argmax", 1)
         assert args.own_policy_prob == (0.7 if env_id == "MetaWorldMT10-v3" else 0)
-        assert args.eval_episodes == {"MetaWorldMT10-v3": 50, "MetaWorldMT50-v3": 5, "KitchenMT10-v0": 5}.get(
-            env_id, 10
-        )
+        episodes = {"MetaWorldMT10-v3": 50, "MetaWorldMT50-v3": 5, "KitchenMT10-v0": 5}
+        assert args.eval_episodes == episodes.get(env_id, 10)
         assert (args.total_timesteps == PAPER_STEPS[env_id]) == (budget == "paper")
 
 
 def test_methods_mean_what_they_say():
-    def switch(method):
-        args = parse("MetaWorldMT10-v3", "qmp_mtsac", method, 1)
-        return (
-            args.qmp,
-            args.switch_samples,
-            args.switch_entropy,
-            args.switch_rule,
-            args.switch_period,
-            args.fully_shared,
-        )
-
-    assert {method: switch(method) for method in run.METHODS} == {
-        "base": (False, 0, False, "argmax", 1, False),
-        "qmp": (True, 0, False, "argmax", 1, False),
-        "qmp-eq2": (True, 1, True, "argmax", 1, False),
-        "qmp-period-10": (True, 0, False, "argmax", 10, False),
-        "qmp-uniform": (True, 0, False, "uniform", 1, False),
-        "qmp-uniform-period-10": (True, 0, False, "uniform", 10, False),
-        "qmp-softmax": (True, 0, False, "softmax", 1, False),
-        "fully-shared": (False, 0, False, "argmax", 1, True),
+    found = {method: vars(parse("MetaWorldMT10-v3", "qmp_mtsac", method, 1)) for method in run.METHODS}
+    names = [name for name in found["qmp"] if name != "own_policy_prob"]  # which is of the environment
+    assert {method: {n: x[n] for n in names if x[n] != found["qmp"][n]} for method, x in found.items()} == {
+        "base": {"qmp": False},
+        "qmp": {},
+        "qmp-eq2": {"switch_samples": 1, "switch_entropy": True},
+        "qmp-period-10": {"switch_period": 10},
+        "qmp-uniform": {"switch_rule": "uniform"},
+        "qmp-uniform-period-10": {"switch_rule": "uniform", "switch_period": 10},
+        "qmp-softmax": {"switch_rule": "softmax"},
+        "fully-shared": {"qmp": False, "fully_shared": True},
     }
 
 
@@ -226,6 +212,7 @@ def test_one_run_shows_tasks_mean_and_mixture(tmp_path, figures):
     folder = make_run(tmp_path / "run", [0, 0.5, 1])
     assert plot.main(plot.Args(runs=(folder,))) == 0
     assert (folder / "plots-PointReach-v0.png").stat().st_size > 10_000
+    assert figures["plots-PointReach-v0.png"].get_suptitle() == "PointReach-v0, qmp_sac (seed 1)"
     found = panels(figures["plots-PointReach-v0.png"])
     assert [*found][:4] == ["success rate", "episodic return", "height", "own policy's share of acting"]
     lines = {line.get_label(): line.get_ydata().tolist() for line in found["episodic return"].lines}
@@ -243,7 +230,7 @@ def test_many_tasks_are_grey_and_success_may_be_unknown(tmp_path, figures):
     assert "success rate" not in found
     *tasks, mean = found["episodic return"].lines
     assert {line.get_color() for line in tasks} == {"0.7"} and len(tasks) == 20 and mean.get_linewidth() > 2
-    mixture = found["who acted: qmp_sac"]
+    mixture = found["who acted: qmp_sac (seed 1)"]
     assert not mixture.texts and len(mixture.get_xticklabels()) == 20
 
 
@@ -252,16 +239,51 @@ def test_runs_that_differ_by_their_seed_are_one_line(tmp_path, figures):
         make_run(tmp_path / f"qmp{seed}", [0, 0.5, end], seed, batch_size=32)
         make_run(tmp_path / f"base{seed}", [0.5] * 4, seed, batch_size=32, qmp=False)
     make_run(tmp_path / "period", [1, 1], batch_size=32, switch_period=10)
+    make_run(tmp_path / "batch", [1, 0], batch_size=64)
     assert plot.main(plot.Args(runs=(tmp_path,), output=tmp_path / "out")) == 0
+    assert figures["plots-PointReach-v0.png"].get_suptitle() == "PointReach-v0"
     axes = panels(figures["plots-PointReach-v0.png"])["success rate"]
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert lines == {
         "--no-qmp (3 seeds)": [[100, 0.5], [200, 0.5], [300, 0.5], [400, 0.5]],
-        "--qmp --switch-period 10": [[100, 1], [200, 1]],
-        "--qmp --switch-period 1 (3 seeds)": [[100, 0], [200, 0.5], [300, 0.5]],
+        "--switch-period 10 (seed 1)": [[100, 1], [200, 1]],
+        "--batch-size 64 (seed 1)": [[100, 1], [200, 0]],
+        "qmp_sac (3 seeds)": [[100, 0], [200, 0.5], [300, 0.5]],
     }
-    band = axes.collections[list(lines).index("--qmp --switch-period 1 (3 seeds)")].get_paths()[0].vertices
-    assert [sorted({y for x, y in band if x == step}) for step in (100, 200, 300)] == [[0], [0.5], [0, 1]]
+    assert band(axes, "qmp_sac (3 seeds)") == {100: [0], 200: [0.5], 300: [0, 1]}
+
+
+def band(axes, label):
+    """Ends of the interval of a line, by step."""
+    vertices = axes.collections[[line.get_label() for line in axes.lines].index(label)].get_paths()[0].vertices
+    return {step: sorted({y for x, y in vertices if x == step}) for step in sorted(set(vertices[:, 0]))}
+
+
+def test_lines_are_named_by_flags_in_which_few_differ():
+    """By those of all, if none of the values has a majority."""
+    groups = [{"script": "qmp_sac", "qmp": True, "tau": 1, "hidden_sizes": [8, 8]}, {"script": "qmp_sac", "qmp": False}]
+    groups += [groups[0] | {"tau": 2}, groups[0] | {"script": "qmp_dnc", "hidden_sizes": [8]}]
+    assert [plot.label(group, groups[:2]) for group in groups[:2]] == ["--qmp", "--no-qmp"]
+    names = ["qmp_sac", "qmp_sac --no-qmp", "qmp_sac --tau 2", "qmp_dnc --hidden-sizes 8"]
+    assert [plot.label(group, groups) for group in groups] == names
+    assert [plot.label(groups[k], [groups[0], groups[2]]) for k in (0, 2)] == ["--tau 1", "--tau 2"]
+
+
+def test_a_mean_is_over_the_seeds_that_got_there_each_once(tmp_path, figures, capsys):
+    """A seed given twice makes no narrower interval, and a run that has just begun does not cut the others."""
+    for name, seed, success in (("a", 1, [0, 0, 0.5]), ("again", 1, [1, 1]), ("b", 2, [1, 1, 1, 0]), ("c", 3, [0.5])):
+        make_run(tmp_path / name, success, seed)
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    other = make_run(tmp_path / "other", [0], qmp=False)
+    plot.main(plot.Args(runs=(tmp_path, tmp_path / "a", tmp_path / "link"), output=tmp_path))
+    assert capsys.readouterr().err == f"{tmp_path}/again is left out: {tmp_path}/a has the same settings and seed\n"
+    axes = panels(figures["plots-PointReach-v0.png"])["success rate"]
+    name = "--qmp (3 seeds, fewer after step 100)"
+    (line,) = [line for line in axes.lines if line.get_label() == name]
+    assert line.get_xydata().tolist() == [[100, 0.5], [200, 0.5], [300, 0.75], [400, 0]]
+    assert band(axes, name) == {100: [0, 1], 200: [0, 1], 300: [0.5, 1], 400: [0]}
+    plot.main(plot.Args(runs=(tmp_path / "b", tmp_path / "b", other)))
+    assert "--qmp (seed 2)" in {line.get_label() for line in figures["plots-PointReach-v0.png"].axes[0].lines}
 
 
 def test_a_run_that_is_just_being_written(tmp_path):
@@ -273,14 +295,15 @@ def test_a_run_that_is_just_being_written(tmp_path):
     assert plot.read_run(folder)[1].empty and plot.main(plot.Args(runs=(folder,))) == 0
 
 
-def test_plots_all_runs_whatever_back_end_the_user_has_chosen(tmp_path, monkeypatch, capsys):
+def test_plots_the_newest_run_with_any_back_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert plot.main(plot.Args()) == 2
     assert capsys.readouterr().err == "plot.py: error: no run in runs; qmp_sac.py makes one\n"
-    make_run(tmp_path / "runs" / "run", [0, 1])
+    for name, modified in (("a", 1), ("newest", 3), ("b", 2)):
+        os.utime(make_run(tmp_path / "runs" / name, [0, 1]) / "evaluations.csv", (modified, modified))
     environment = os.environ | {"MPLBACKEND": "nonsense"}
     assert subprocess.run([sys.executable, ROOT / "benchmark" / "plot.py"], env=environment).returncode == 0
-    assert (tmp_path / "runs" / "plots-PointReach-v0.png").exists()
+    assert [path.parent.name for path in tmp_path.rglob("*.png")] == ["newest"]
 
 
 def test_interval_is_that_of_many_resamples():

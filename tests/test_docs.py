@@ -86,15 +86,16 @@ def test_policy_of_the_readme_is_the_one_evaluated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_short(qmp_sac, ["--run-dir", "runs/first"])
     text = next(text for _, text in blocks(README) if "checkpoint" in text)
+    assert len(text.split("\n\n")) == 2 and text.count("\n") <= 11  # ten and an empty line
     page = {}
     exec(text, page)
-    own = qmp_sac.Mixture(page["agent"], page["args"], own_policy_prob=1.0, mean_actions=True)
-    obs = page["obs"][:1].expand(len(page["envs"].tasks), -1)
-    assert page["actions"][0] == pytest.approx(own.act(obs.numpy(), None)[0], abs=1e-6)
-    mixture = qmp_sac.Mixture(page["agent"], page["args"], own_policy_prob=0.0, mean_actions=True)
-    mixture.act(page["obs"].numpy(), page["envs"].episode_lengths)
-    assert page["chosen"].tolist() == mixture.policies.tolist()
-    assert page["raw_actions"] == pytest.approx(page["actions"])  # PointReach's own actions are in [-1, 1]
+    mean, _ = page["agent"].actor(torch.as_tensor(page["obs"])[None])
+    own = range(len(page["vec"].tasks))
+    assert page["actions"] == pytest.approx(mean[own, own].tanh().detach().numpy(), abs=1e-6)
+    evaluated = pd.read_csv("runs/first/evaluations.csv").iloc[-len(own) :]
+    step = int(evaluated["global_step"].iloc[0])
+    again = envs.evaluate(page["vec"], page["policy"], 1, [page["args"].seed, step, 2])
+    assert again["episodic_return"].tolist() == pytest.approx(evaluated["episodic_return"].tolist(), rel=1e-12)
 
 
 def test_copied_switch_rates_like_a_loop():
@@ -161,6 +162,11 @@ def test_links(page):
 
 def test_readme_is_for_ten_minutes():
     assert len(README.read_text().splitlines()) <= 200
+
+
+def test_pytorch_of_the_readme_is_the_pinned_one():
+    pins = [re.search(r"torch==[\d.]+", path.read_text())[0] for path in (README, ROOT / "requirements.txt")]
+    assert pins[0] == pins[1]
 
 
 def test_environments_of_the_readme():

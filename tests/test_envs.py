@@ -217,8 +217,9 @@ def test_global_generators_are_seeded_in_every_process(cls, generator):
     vec.close()
 
 
-def test_async_equals_sync():
-    sync, asynchronous = (envs.make_vec("PointReach-v0", 3, kind) for kind in ("sync", "async"))
+@pytest.mark.parametrize("env_id", ["PointReach-v0", "MetaWorld:reach-v3,push-v3"])
+def test_async_equals_sync(env_id):
+    sync, asynchronous = (envs.make_vec(env_id, 3, kind) for kind in ("sync", "async"))
     for reset in ({}, {"seed": 7}, {}):
         assert np.array_equal(roll_out(sync, 60, **reset), roll_out(asynchronous, 60, **reset))
     asynchronous.close()
@@ -984,18 +985,24 @@ def test_a_video_lasts_until_the_first_episode_of_every_task_has_ended(cls, tmp_
     brightness = [tile[:, 40:90, 10:50].mean((1, 2, 3)) for tile in (left, right)]
     assert np.allclose(brightness[0], [0, 10, *[20] * 23], atol=4)  # its last picture stands still
     assert np.allclose(brightness[1], 10 * np.arange(25), atol=4)
-    title, below = left[0, :17], left[0, 17:34]
+    title, below = left[0, 4:20, 4:-4], left[0, 21:37, 4:-4]
     assert title.max() > 200 and below.max() > 200  # the names of the task and of the policy
-    assert np.abs(title.astype(int) - right[0, :17]).max() > 100
+    assert np.abs(title.astype(int) - right[0, 4:20, 4:-4]).max() > 100
     vec.close()
 
 
-def test_a_video_names_who_acts(tmp_path):
+def test_a_video_shows_who_acts(tmp_path):
+    """By its name under the task's, and by the colour of the tile's border."""
     vec = make_tasks(*[lambda: Counter(9, render_mode="rgb_array")] * 2, render_mode="rgb_array")
     envs.evaluate(vec, Actor([[0, 1]] * 4 + [[1, 1]]), 1, 1, tmp_path / "own.mp4")
-    first_task = read_video(tmp_path / "own.mp4")[0][:, :34, :224].astype(int)
-    title, policy = first_task[:, :17], first_task[:, 17:]
+    first_task, second_task = np.split(read_video(tmp_path / "own.mp4")[0].astype(int), 2, axis=2)
+    title, policy = first_task[:, 4:20, 4:-4], first_task[:, 21:37, 4:-4]
     assert np.abs(title[3] - title[4]).max() < 60 and np.abs(policy[3] - policy[4]).max() > 100
+    colors = np.array([(153, 31, 31), (51, 255, 255)])  # of both policies: dark red, light cyan
+    for tile, policies in ((first_task, [0] * 4 + [1] * 5), (second_task, [1] * 9)):
+        left, right, top, bottom = tile[:, 10:-10, 1], tile[:, 10:-10, -2], tile[:, 1, 10:-10], tile[:, -2, 10:-10]
+        for side in (left, right, top, bottom):
+            assert np.abs(np.median(side, axis=1) - colors[policies]).max() < 30
 
 
 @both_kinds
@@ -1045,7 +1052,7 @@ def test_pointreach_is_drawn_in_the_colour_of_who_acts(tmp_path):
         frames, fps = read_video(path)
         assert len(frames) == 50 and fps == pointreach.PointReach.metadata["render_fps"]
         color = np.array(pointreach.COLORS[vec.tasks[acting]])
-        policies[acting] = (np.abs(frames[12, 34:].astype(int) - color).sum(-1) < 60).sum()
+        policies[acting] = (np.abs(frames[12, 38:-4].astype(int) - color).sum(-1) < 60).sum()
         other = np.array(pointreach.COLORS[vec.tasks[1 - acting]])
-        policies[acting] -= (np.abs(frames[12, 34:].astype(int) - other).sum(-1) < 60).sum()
+        policies[acting] -= (np.abs(frames[12, 38:-4].astype(int) - other).sum(-1) < 60).sum()
     assert policies[0] > policies[1] + 200  # pixels of the way, in both tiles

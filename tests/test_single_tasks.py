@@ -1,4 +1,4 @@
-"""What every task keeps to as an environment of Gymnasium's: spaces, time limit, seeds, and copies that go on."""
+"""What every environment keeps to: spaces, time limit, seeds, copies that go on, pictures, all tasks side by side."""
 
 import copy
 import pickle
@@ -86,8 +86,23 @@ def test_a_seed_decides_all_that_follows(env_id, task):
     first, second = roll_out(env, seed=3), roll_out(env)
     assert first[0] != second[0]
     roll_out(env, seed=4)  # leaves another state behind
+    np.random.seed(task)  # the global generator is not used
+    state = pickle.dumps(np.random.get_state())
     assert roll_out(env, seed=3) == first == roll_out(fresh, seed=3) and roll_out(env) == second
     assert roll_out(env, seed=4)[0] != first[0]
+    assert pickle.dumps(np.random.get_state()) == state
+
+
+@every_env
+def test_all_tasks_side_by_side(env_id):
+    """With spaces and starts of their own, which the seed decides."""
+    tasks, observed, actions, _ = SIZES[env_id]
+    vec = envs.make_vec(env_id, seed=1)
+    obs, _ = vec.reset()
+    assert obs.shape == (tasks, observed) and obs.dtype == np.float32 and vec.single_action_space.shape == (actions,)
+    assert len({tuple(row) for row in obs}) == tasks
+    assert np.array_equal(obs, vec.reset(seed=1)[0]) and not np.array_equal(obs, vec.reset(seed=2)[0])
+    vec.close()
 
 
 def test_another_process_gets_the_same():
@@ -112,6 +127,24 @@ def test_copies_go_on_as_the_original(env_id, task, make_copy):
     for reset in ({"seed": 3}, {}):
         expected = roll_out(twin, **reset)
         assert roll_out(env, **reset) == expected
+
+
+@pytest.mark.parametrize("env_id", TRIED)
+def test_pictures(env_id, opengl):
+    """Each environment draws what is its own, also after another has been closed, and goes on as if it had not."""
+    drawn, other = (make(env_id, task, render_mode="rgb_array") for task in (0, 1))
+    plain = make(env_id, 0)
+    for env, seed in ((drawn, 0), (plain, 0), (other, 1)):
+        env.reset(seed=seed)
+    frames = [drawn.render(), other.render()]
+    assert all(frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8 for frame in frames)
+    assert min(frame.std() for frame in frames) > 10 and not np.array_equal(*frames)
+    assert np.array_equal(drawn.render(), frames[0]) and np.array_equal(other.render(), frames[1])
+    assert step_on(drawn) == step_on(plain) and not np.array_equal(drawn.render(), frames[0])
+    drawn.close()
+    assert np.array_equal(other.render(), frames[1])
+    other.close()
+    assert plain.render() is None
 
 
 @both_copies

@@ -1,7 +1,5 @@
-"""What speed.py measures against does what the stacked agents do; env_speed.py counts steps."""
+"""What speed.py measures against does what the stacked agent does; every part of a turn is in its table."""
 
-import env_speed
-import gymnasium as gym
 import pandas as pd
 import pytest
 import speed
@@ -15,61 +13,54 @@ N, B, O, A = 3, 6, 5, 2
 @pytest.fixture
 def both():
     """An agent, and plain agents with the same weights, in double precision."""
-    torch.set_default_dtype(torch.float64)
     torch.manual_seed(1)
     args = qmp_sac.Args(hidden_sizes=(8, 8), alpha=0.3)
-    agent, plain = qmp_sac.Agent(N, O, A, args), [speed.PlainAgent(O, A, args, torch.device("cpu")) for _ in range(N)]
+    agent, plain = qmp_sac.Agent(N, O, A, args).double(), [speed.plain_agent(O, A, args).double() for _ in range(N)]
     with torch.no_grad():
         for stacked, layer in pairs(agent, plain):
             layer.weight.copy_(stacked[0].T)
             layer.bias.copy_(stacked[1])
     for one in plain:
         one.qf_target.load_state_dict(one.qf.state_dict())
-    yield args, agent, plain
-    torch.set_default_dtype(torch.float32)
+    return args, agent, plain
 
 
 def pairs(agent, plain):
     """The weight and bias of every slice of a stack, with the plain layer of the same place."""
     for i, one in enumerate(plain):
-        for net, k, module in (
-            (agent.actor.net, i, one.actor),
-            *((agent.qf.net, q * N + i, one.qf[q]) for q in (0, 1)),
-        ):
-            for stacked, layer in zip(net, module, strict=True):
+        nets = (agent.actor.net, i, one.actor.net), *((agent.qf.net, q * N + i, one.qf[q]) for q in (0, 1))
+        for net, k, plain_net in nets:
+            for stacked, layer in zip(net, plain_net, strict=True):
                 if hasattr(layer, "weight"):
                     yield (stacked.weight[k], stacked.bias[k, 0]), layer
 
 
-def test_plain_agents_learn_as_the_stack_does(both):
+def test_plain_agents_learn_as_the_stack_does(both, fixed_noise):
     args, agent, plain = both
-    parameters = {"q": agent.qf.parameters(), "actor": agent.actor.parameters(), "alpha": [agent.log_alpha]}
-    optimizers = {name: torch.optim.Adam(values, lr=3e-4, fused=True) for name, values in parameters.items()}
-    shapes = (N, B, O), (N, B, A), (N, B), (N, B, O), (N, B)
-    for seed in range(3):
-        data = qmp_sac.Batch(*(torch.rand(shape) for shape in shapes))
-        torch.manual_seed(seed)
-        qmp_sac.update(agent, optimizers, data, args)
-        torch.manual_seed(seed)
-        noise = torch.randn(2, N, B, A)
+    optimizers, of_plain = speed.optimizers_of(agent), [speed.optimizers_of(one) for one in plain]
+    for _ in range(3):
+        data = qmp_sac.Batch(
+            *(torch.rand(shape).double() for shape in ((N, B, O), (N, B, A), (N, B), (N, B, O), (N, B)))
+        )
+        noise = torch.randn(2, N, B, A).double()
+        with fixed_noise(noise):
+            qmp_sac.update(agent, optimizers, data, args)
         for i, one in enumerate(plain):
-            one.update(qmp_sac.Batch(*(field[i] for field in data)), noise[:, i])
+            with fixed_noise(noise[:, i : i + 1]):
+                qmp_sac.update(one, of_plain[i], qmp_sac.Batch(*(field[i : i + 1] for field in data)), args)
     for stacked, layer in pairs(agent, plain):
         torch.testing.assert_close((layer.weight.T, layer.bias), stacked, rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(
-        torch.stack([one.log_alpha for one in plain]), agent.log_alpha.detach(), rtol=1e-9, atol=0
-    )
 
 
 def test_plain_agents_choose_as_the_switch_does(both):
     _, agent, plain = both
+    own = torch.arange(N)
     for _ in range(10):
-        obs, noise = torch.randn(N, O), torch.randn(N, A)
-        mean, log_std = agent.actor(obs.unsqueeze(0))
+        obs, noise = torch.randn(N, O).double(), torch.randn(N, A).double()
+        mean, log_std = agent.actor(obs[None])
         chosen, _ = qmp_sac.q_switch(mean, log_std, agent.qf, obs)
-        own = torch.arange(N)
-        expected, _ = qmp_sac.squash(mean[chosen, own], log_std[chosen, own], noise)
-        torch.testing.assert_close(speed.plain_act(plain, obs, noise), expected)
+        actions, _ = qmp_sac.squash(mean[chosen, own], log_std[chosen, own], noise)
+        torch.testing.assert_close(speed.plain_act(plain, obs, noise), actions)
 
 
 def test_a_table_of_every_part(tmp_path):
@@ -81,24 +72,3 @@ def test_a_table_of_every_part(tmp_path):
     for column in ("qmp", "base", "plain"):
         assert maze[column].iloc[:-1].sum() == pytest.approx(maze[column].iloc[-1], rel=1e-2)
     assert list(table[table["environment"].isna()]["part of a turn"]) == ["act", "store", "update", "turn"]
-
-
-def test_env_speed_counts_the_steps_of_all_tasks(monkeypatch):
-    """On a clock that moves a second with every reading, a block lasts one second, whatever it does in it."""
-    ticks = iter(range(1000))
-    monkeypatch.setattr(env_speed.time, "perf_counter", lambda: next(ticks))
-    single = gym.make("qmp/PointReach-v0", task=3)
-    single.reset()
-    assert env_speed.block(single, 120) == 120  # past its 50 steps, with resets
-    everything = env_speed.envs.make_vec("PointReach-v0", 0)
-    everything.reset()
-    assert env_speed.block(everything, 120) == 5 * 120
-
-
-def test_env_speed_writes_a_row_for_each_environment(tmp_path):
-    where = {"env_ids": ("Maze-v0", "Walker2dMT4-v0"), "output": tmp_path / "env_speed.csv"}
-    env_speed.main(blocks=3, seconds=0, **where)
-    maze, walker = pd.read_csv(tmp_path / "env_speed.csv").to_dict("records")
-    assert maze["env_id"] == "Maze-v0" and pd.isna(maze["package"])
-    assert (walker["env_id"], walker["package"]) == ("Walker2dMT4-v0", "Walker2d-v5")
-    assert all(walker[name] > 0 for name in ("steps_per_second", "ratio", "all_tasks", "all_tasks_async"))

@@ -7,8 +7,7 @@ import mujoco
 import numpy as np
 import pytest
 
-import envs
-from envs.walker import SURVIVAL_STEPS, TASKS, Walker2dMT4
+from envs.walker import SURVIVAL_STEPS, Walker2dMT4
 
 FORWARD, BACKWARD, BALANCE, CRAWL = range(4)
 # Joint angles of a pose like sitting on a chair, which a PD controller brings to rest from every start tried.
@@ -16,12 +15,10 @@ SITTING = np.array([-1.15, -0.84, 0.47, -0.15, -0.73, 0.51])
 LYING = np.array([8.0, 0.5, 1.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])  # qpos under the ceiling, in the air
 
 
-def roll_out(env: Walker2dMT4, seed: int, steps: int = 30, render: bool = False) -> list:
+def roll_out(env: Walker2dMT4, seed: int, steps: int = 30) -> list:
     """Everything that reset and the steps return."""
     rows = [env.reset(seed=seed)[0].tolist()]
     for action in np.random.default_rng(7).uniform(-1, 1, (steps, 6)).astype(np.float32):
-        if render:
-            env.render()
         obs, *rest = env.step(action)
         rows.append((obs.tolist(), *rest))
     return rows
@@ -163,13 +160,7 @@ def test_reset_distribution(task, monkeypatch):
     assert np.abs(obs).max() > 0.05 and env.data.time == pytest.approx(0.08 if task == BALANCE else 0.04)
 
 
-def test_vector_of_all_tasks():
-    vec = envs.make_vec("Walker2dMT4-v0", seed=1)
-    assert TASKS == envs.TASKS["Walker2dMT4-v0"]
-    obs, _ = vec.reset()
-    assert obs.shape == (4, 17) and obs.dtype == np.float32 and len({tuple(row) for row in obs}) == 4
-    assert len(set(vec.step(np.zeros((4, 6), np.float32))[1])) == 4
-    vec.close()
+def test_a_full_episode_is_as_long_as_the_limit():
     assert gym.spec("qmp/Walker2dMT4-v0").max_episode_steps == SURVIVAL_STEPS == 1000
 
 
@@ -184,17 +175,8 @@ def test_render(opengl):
     for env in tasks:
         put(env, LYING)
     frames = [env.render() for env in tasks]
-    for env, frame in zip(tasks, frames, strict=True):
-        assert frame.shape == (240, 320, 3) and frame.dtype == np.uint8
-        assert np.array_equal(frame, env.render())  # side by side
+    assert {frame.shape for frame in frames} == {(240, 320, 3)}
     assert glass(frames[0]) < 0.02 and glass(frames[1]) > 0.05
     assert glass(frames[1][:, :60]) > 0 and glass(frames[1][:, -60:]) > 0  # it spans the frame: the camera has followed
-    put(tasks[1], [*LYING[:1], 0.7, 0.0, *LYING[3:]])
-    assert not np.array_equal(frames[1], tasks[1].render())
-    tasks[1].close()
-    assert np.array_equal(frames[0], tasks[0].render())
-    rendered, plain = Walker2dMT4(CRAWL, render_mode="rgb_array"), Walker2dMT4(CRAWL)
-    assert roll_out(rendered, 2, steps=10, render=True) == roll_out(plain, 2, steps=10)  # drawing changes nothing
-    rendered.close()
-    tasks[0].close()
-    assert plain.render() is None
+    for env in tasks:
+        env.close()
