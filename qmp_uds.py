@@ -284,11 +284,12 @@ class ReplayBuffer:
     """The last `capacity` transitions of each of N tasks."""
 
     def __init__(self, N: int, O: int, A: int, capacity: int, device: torch.device):
-        self.data = Batch(*(torch.empty(capacity, N, *shape, device=device) for shape in ((O,), (A,), (), (O,), ())))
+        shapes = (O,), (A,), (), (O,), (), ()  # of the fields of a batch, and of its terminations that are everybody's
+        self.data = tuple(torch.empty(capacity, N, *shape, device=device) for shape in shapes)
         self.tasks, self.capacity, self.added = torch.arange(N, device=device)[:, None], capacity, 0
 
     def add(self, *transition: np.ndarray) -> None:
-        """Store one transition of every task; the arrays [N, ...] come in the order of `Batch`."""
+        """Store one transition of every task: arrays [N, ...] in the order of `Batch`, and everybody's terminations."""
         for field, value in zip(self.data, transition, strict=True):
             field[self.added % self.capacity] = torch.as_tensor(value, dtype=torch.float32)
         self.added += 1
@@ -297,15 +298,18 @@ class ReplayBuffer:
         """Draw B transitions of each task, with replacement."""
         size, N = min(self.added, self.capacity), len(self.tasks)
         index = torch.randint(size, (N, batch_size), device=self.tasks.device)  # [N, B]
-        return Batch(*(field[index, self.tasks] for field in self.data))
+        return Batch(*(field[index, self.tasks] for field in self.data[:-1]))
 
     def sample_others(self, batch_size: int, min_rewards: Tensor) -> Batch:
-        """Draw B transitions of other tasks for each task, their rewards replaced by min_rewards [N]."""
+        """Draw B transitions of other tasks for each task, as this task sees them.
+
+        Their rewards are replaced by min_rewards [N], and those that ended in the other task's success go on.
+        """
         N, size = len(self.tasks), min(self.added, self.capacity)
         index = torch.randint(size, (N, batch_size), device=self.tasks.device)  # [N, B]
         others = (self.tasks + torch.randint(1, max(N, 2), (N, batch_size), device=self.tasks.device)) % N
-        data = Batch(*(field[index, others] for field in self.data))
-        return data._replace(rewards=min_rewards.unsqueeze(1).expand(N, batch_size))
+        obs, actions, _, next_obs, _, terminations = (field[index, others] for field in self.data)
+        return Batch(obs, actions, min_rewards.unsqueeze(1).expand(N, batch_size), next_obs, terminations)
 
     def state_dict(self) -> dict:  # by way of NumPy, because a slice of a tensor is saved with all of its storage
         return {"added": self.added, "filled": [torch.from_numpy(x[: self.added].cpu().numpy()) for x in self.data]}
@@ -421,7 +425,7 @@ def main(argv: list[str] | None = None) -> Agent | None:
         at_random = global_step <= args.learning_starts
         actions = (2 * torch.rand(N, A) - 1).numpy() if at_random else mixture.act(obs, envs.episode_lengths)
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
-        rb.add(obs, actions, rewards, infos["real_next_obs"], terminations)
+        rb.add(obs, actions, rewards, infos["real_next_obs"], terminations, terminations & ~infos["succeeded"])
         obs = next_obs
         for i in np.flatnonzero(terminations | truncations):
             for name in ("episodic_return", "episodic_length"):

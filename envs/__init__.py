@@ -22,6 +22,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from envs import pointreach
 from envs.custom import make_custom
+from envs.memory import allocate
 from envs.multi_task import MultiTaskEnv, evaluate, format_table
 
 # MuJoCo refuses to be imported if this names a back end that it does not know; `choose_opengl` tells, where it matters.
@@ -32,7 +33,7 @@ finally:
     if _MUJOCO_GL is not None:
         os.environ["MUJOCO_GL"] = _MUJOCO_GL
 
-__all__ = ["TASKS", "MultiTaskEnv", "choose_opengl", "evaluate", "format_table", "make_vec"]
+__all__ = ["TASKS", "MultiTaskEnv", "allocate", "choose_opengl", "evaluate", "format_table", "make_vec"]
 
 
 class _Family(NamedTuple):
@@ -101,7 +102,7 @@ def make_vec(
 
     - Observations and actions are flat Boxes; actions are real and bounded. Numbers are finite in single precision.
     - Every step returns a new observation and a new info, so that those of an episode's last step are not overwritten.
-    - `info["success"]`, from 0 to 1 and of one type in all tasks, is there in the last step of every episode at least.
+    - `info["success"]`, from 0 to 1, is there in the last step of every episode at least.
       If no task has it, success is NaN.
     - All that is random follows from `reset(seed=...)`; no wrapper keeps statistics, as Gymnasium's Normalize ones do.
     - With `render_mode="rgb_array"`, pictures of one size, uint8 [H, W, 3].

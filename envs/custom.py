@@ -1,5 +1,6 @@
 """A user's own environments: made by a function of theirs, and checked before anything is run with them."""
 
+import functools
 import importlib
 import os
 import re
@@ -12,7 +13,7 @@ import numpy as np
 from gymnasium import wrappers
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
-from envs.multi_task import MultiTaskEnv
+from envs.multi_task import MultiTaskEnv, traced
 
 PICTURE = r"uint8 \[\d+, \d+, 3\]"
 WITH_STATISTICS = (
@@ -26,9 +27,12 @@ def make_custom(env_id: str, seed: int, vectorization: str, render_mode: str | N
     """What the function `package.module:function` returns, if it keeps the contract of `envs.make_vec`.
 
     Raises:
-        gymnasium.error.Error: there is no such function, or it breaks the contract. Its own errors pass.
+        gymnasium.error.Error: there is no such function, or it breaks the contract.
+        RuntimeError, or any other: the function's own error.
     """
-    vec = find_function(env_id)(seed, vectorization, render_mode)
+    make = find_function(env_id)
+    with traced():
+        vec = make(seed, vectorization, render_mode)
     if not isinstance(vec, VectorEnv):
         raise gym.error.Error(f"{env_id} returned {type(vec).__name__}, not a gymnasium.vector.VectorEnv")
     if render_mode is not None and vec.render_mode != render_mode:
@@ -38,7 +42,8 @@ def make_custom(env_id: str, seed: int, vectorization: str, render_mode: str | N
     tasks = check_names("tasks", vec.metadata.get("tasks", default_names), vec.num_envs)
     taken = ("global_step", "acting", "task", "success", "success_rate", "episodic_return", "episodic_length")
     metrics = check_names("metrics", vec.metadata.get("metrics", ()), taken=taken)
-    check_sub_environments(vec, tasks, metrics)
+    check_sub_environments(vec, tasks)
+    keep_infos(vec, ("success", *metrics))
     vec = MultiTaskEnv(vec, tasks, seed)
     check_episodes(vec)
     if not vec.tells_success:
@@ -55,7 +60,8 @@ def find_function(env_id: str):
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        make = getattr(importlib.import_module(name), function, None)
+        with traced():
+            make = getattr(importlib.import_module(name), function, None)
     except ModuleNotFoundError as error:
         if not f"{name}.".startswith(f"{error.name}."):
             raise  # it is the user's module that lacks another one
@@ -89,23 +95,34 @@ def check_spaces(vec: VectorEnv) -> None:
         raise gym.error.Error(f"the environments need bounded, real actions, but have {actions}")
 
 
-def check_sub_environments(vec: VectorEnv, tasks: tuple[str, ...], metrics: tuple[str, ...]) -> None:
+def check_sub_environments(vec: VectorEnv, tasks: tuple[str, ...]) -> None:
     """Refuse what would change numbers on their way through Gymnasium's vector environments."""
-    layers, types = unwrapped(vec), {name: {} for name in ("success", *metrics)}
+    layers = unwrapped(vec)
     for task, env in zip(tasks, sub_environments(vec), strict=False):
         layers += unwrapped(env)
-        for info in check_steps(env, task):
-            for name in types.keys() & info.keys():
-                types[name].setdefault(np.asarray(info[name]).dtype.kind, (type(info[name]).__name__, task))
-    for name, examples in types.items():
-        if len(examples) > 1:  # Gymnasium converts all to the type of the first
-            found = ", ".join(f"{kind} in {task}" for kind, task in examples.values())
-            raise gym.error.Error(f"info[{name!r}] must have one type in all tasks, but is {found}")
+        check_steps(env, task)
     for layer in layers:
         if isinstance(layer, WITH_STATISTICS):
             raise gym.error.Error(
                 f"{type(layer).__name__} is not supported: neither checkpoints nor evaluations know its statistics"
             )
+
+
+def keep_infos(vec: VectorEnv, names: tuple[str, ...]) -> None:
+    """Have Gymnasium's vector environments join infos `names` as floats.
+
+    They would convert them to the type of the first task's: 0 in one and 0.7 in another task would be 0 in both.
+    """
+    base = vec.unwrapped
+    if isinstance(base, SyncVectorEnv | AsyncVectorEnv):
+        base._add_info = functools.partial(_add_info, base, names)
+
+
+def _add_info(base: VectorEnv, names: tuple[str, ...], infos: dict, info: dict, i: int) -> dict:
+    """Add the info of task `i` to `infos`, as Gymnasium's method of this name does, with floats."""
+    told = {name: np.asarray(info[name]) for name in names if name in info}
+    floats = {name: float(x) for name, x in told.items() if x.shape == () and x.dtype.kind in "biuf"}
+    return type(base)._add_info(base, infos, {**info, **floats}, i)
 
 
 def sub_environments(vec: VectorEnv) -> Iterator[gym.Env]:
@@ -115,33 +132,44 @@ def sub_environments(vec: VectorEnv) -> Iterator[gym.Env]:
         yield from base.envs
     elif isinstance(base, AsyncVectorEnv):
         for make in base.env_fns:
-            env = make()
+            with traced():
+                env = make()
             yield env
             env.close()
 
 
-def check_steps(env: gym.Env, task: str) -> list[dict]:
-    """The infos of a reset, two steps, and another reset."""
+def check_steps(env: gym.Env, task: str) -> None:
+    """Refuse what breaks the contract in a reset, two steps, and another reset."""
     env.action_space.seed(0)
-    (obs, info), ends, space = env.reset(seed=0), (), env.observation_space
-    infos = [info]
-    for last in (False, False, True):
-        before, copy = obs, np.array(obs)
-        if last or any(ends):
-            (obs, info), ends = env.reset(), ()
-        else:
-            obs, _, *ends, info = env.step(env.action_space.sample())
-        if obs is before or np.shares_memory(before, obs) or np.asarray(before).tobytes() != copy.tobytes():
+    space, obs, info, ends = env.observation_space, None, None, ()
+    for number in range(4):
+        before, copy, last_info = obs, np.array(obs), info
+        step = number in (1, 2) and not any(ends)
+        with traced():
+            returned = env.step(env.action_space.sample()) if step else env.reset(seed=None if number else 0)
+        names = ("observation", "reward", "terminated", "truncated", "info") if step else ("observation", "info")
+        if not (isinstance(returned, tuple | list) and len(returned) == len(names) and isinstance(returned[-1], dict)):
+            call = "step" if step else "reset"
+            raise gym.error.Error(f"{call} of task {task} must return {', '.join(names)}")
+        obs, *numbers, info = returned
+        ends = numbers[1:]
+        if number and (
+            obs is before or np.shares_memory(before, obs) or np.asarray(before).tobytes() != copy.tobytes()
+        ):
             raise gym.error.Error(f"task {task} changes the observation that it has returned; return a copy")
-        if info and info is infos[-1]:
+        if info and info is last_info:
             raise gym.error.Error(f"task {task} returns one info again and again; return a new dict")
-        if not all(end in (False, True) for end in ends):
-            raise gym.error.Error(f"terminated and truncated must be booleans, but are {ends} in task {task}")
-        dtype = np.asarray(obs).dtype
-        if isinstance(space, gym.spaces.Box) and not np.can_cast(dtype, space.dtype, "same_kind"):
-            raise gym.error.Error(f"observations of task {task} are {dtype}, but their space is {space.dtype}")
-        infos.append(info)
-    return infos
+        for name, value in zip(names[1:-1], numbers, strict=True):
+            is_number = not np.shape(value) and np.asarray(value).dtype.kind in "biuf"
+            if not is_number or (name != "reward" and value not in (0, 1)):
+                kind = "number" if name == "reward" else "boolean"
+                raise gym.error.Error(f"{name} must be a {kind}, but is {value!r} in task {task}")
+        array = np.asarray(obs)
+        if isinstance(space, gym.spaces.Box) and (
+            array.shape != space.shape or not np.can_cast(array.dtype, space.dtype, "same_kind")
+        ):
+            found, wanted = f"{array.dtype} {list(array.shape)}", f"{space.dtype} {list(space.shape)}"
+            raise gym.error.Error(f"an observation of task {task} is {found}, but its space is {wanted}")
 
 
 def check_episodes(vec: MultiTaskEnv) -> None:

@@ -31,10 +31,12 @@ class MultiTaskEnv(VectorWrapper):
       whether any task has told it so far.
     - Each task is seeded with its own child of `numpy.random.SeedSequence(seed)`. (Gymnasium seeds task i with
       seed + i, so that task 1 of seed 1 repeats task 0 of seed 2.) Python's and NumPy's global generators are seeded
-      too, here and in the processes of an `AsyncVectorEnv`. `first_seed` is that of the first reset without a seed.
+      too, and in the processes of an `AsyncVectorEnv` PyTorch's, which here is that of training. `first_seed` is that
+      of the first reset without a seed.
     - Actions [N, A] in [-1, 1] are scaled to the bounds of the action space; what lies outside is clipped.
     - `infos["real_next_obs"]` [N, O] are the observations that the actions led to, also where an episode has ended and
-      the observation returned is already the first of the next one.
+      the observation returned is already the first of the next one; `infos["succeeded"]` [N] is whether success is 1
+      there.
     - Where episodes end, `infos["episode"]` holds `metrics`, each [N]. Of success and of the environment's own metrics
       the highest value in the episode counts, so that success means success at any step, as in Meta-World. Success is
       NaN if the environment does not tell it.
@@ -43,6 +45,7 @@ class MultiTaskEnv(VectorWrapper):
         gymnasium.error.Error: the environment breaks the contract of `envs.make_vec`.
         FloatingPointError: a number is not finite in single precision; the message names the task.
         ChildProcessError: the process of an environment has died.
+        RuntimeError: the environment raised an OSError, an EOFError or one of the kinds above.
     """
 
     def __init__(self, env: VectorEnv, tasks: Sequence[str], seed: int, min_rewards: Sequence[float] | None = None):
@@ -70,7 +73,7 @@ class MultiTaskEnv(VectorWrapper):
             children = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(self.num_envs)]
             _seed_generators(children[0])
             seed = children if isinstance(self.unwrapped, SyncVectorEnv | AsyncVectorEnv) else children[0]
-        with self._death_is_told():
+        with self._faults_are_told():
             if seed is not None and isinstance(self.unwrapped, AsyncVectorEnv):
                 self.unwrapped.set_attr("generators", [_Generators(child) for child in seed])
             obs, infos = self.env.reset(seed=seed, options=options)
@@ -86,7 +89,7 @@ class MultiTaskEnv(VectorWrapper):
         if self._scaled:
             actions = self._low * (0.5 - actions / 2) + self._high * (0.5 + actions / 2)  # never infinite
             actions = np.minimum(np.maximum(actions, self._low), self._high)
-        with self._death_is_told():
+        with self._faults_are_told():
             raw_obs, rewards, *ends, infos = self.env.step(actions.astype(self.single_action_space.dtype))
         obs, rewards = self._observations(raw_obs), self._numbers("reward", rewards)
         terminations, truncations = map(self._booleans, ("termination", "truncation"), ends)
@@ -99,6 +102,7 @@ class MultiTaskEnv(VectorWrapper):
         told = np.array([self._values(name, dones, infos) for name in self._told])  # [names, N]
         np.maximum(self._highest, told, out=self._highest)
         self.tells_success |= bool((told[0] > -np.inf).any())
+        infos["succeeded"] = told[0] == 1
         if len(ended):
             for name, values in zip(self._told, told, strict=True):
                 for i in ended[np.isinf(values[ended])]:
@@ -114,15 +118,22 @@ class MultiTaskEnv(VectorWrapper):
                 raise gym.error.Error(f"an episode of task {task} ended without info[{name!r}]")
         return obs, rewards, terminations, truncations, infos
 
+    def render(self):
+        """Pictures of all tasks, uint8 [H, W, 3] each, with render_mode "rgb_array"."""
+        with self._faults_are_told():
+            return self.env.render()
+
     @contextlib.contextmanager
-    def _death_is_told(self):
-        """Say what it means that the pipe to the process of an environment has closed."""
+    def _faults_are_told(self):
+        """As `traced`, and say what it means that the pipe to the process of an environment has closed."""
         try:
-            yield
-        except (EOFError, ConnectionError) as error:
-            if not isinstance(self.unwrapped, AsyncVectorEnv):
-                raise  # the environment's own error
-            raise ChildProcessError("the process of an environment has died") from error
+            with traced():
+                yield
+        except RuntimeError as error:
+            pipes = getattr(self.unwrapped, "parent_pipes", (None,))  # None where the process has sent an error
+            if isinstance(error.__cause__, EOFError | ConnectionError) and None not in pipes:
+                raise ChildProcessError("the process of an environment has died") from error
+            raise
 
     def _numbers(self, name: str, values, *shape: int, among: np.ndarray | None = None) -> np.ndarray:
         """`values` as a new array [N, *shape] of finite numbers; only those of the tasks `among` [N], others are 0."""
@@ -181,10 +192,28 @@ class MultiTaskEnv(VectorWrapper):
         return values
 
 
+@contextlib.contextmanager
+def traced():
+    """Errors of an environment's own code that the scripts would tell in one line, come out as RuntimeErrors.
+
+    These end with a traceback, in which the error is the cause.
+    """
+    try:
+        yield
+    except (OSError, EOFError, FloatingPointError, gym.error.Error) as error:
+        raise RuntimeError(f"the environment raised {type(error).__name__}: {error}") from error
+
+
 def _seed_generators(seed: int) -> None:
     """Seed Python's and NumPy's global generators."""
     random.seed(seed)
     np.random.seed(seed)
+
+
+def _seed_worker(seed: int) -> None:
+    """Seed all global generators of a process that has an environment to itself."""
+    _seed_generators(seed)
+    torch.manual_seed(seed)
 
 
 class _Generators:
@@ -194,7 +223,7 @@ class _Generators:
         self.seed = seed
 
     def __reduce__(self):
-        return _seed_generators, (self.seed,)
+        return _seed_worker, (self.seed,)
 
 
 def _close(env: VectorEnv) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import random
 import subprocess
 import sys
 import warnings
@@ -189,16 +190,25 @@ def test_a_vector_environment_of_another_kind_gets_one_int():
 
 
 class Noisy(Counter):
-    """Observes noise from NumPy's global generator."""
+    """Observes noise from a global generator."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.generator = generator
 
     def step(self, action):
         obs, *rest = super().step(action)
-        return obs + np.random.normal(size=1).astype(np.float32), *rest
+        noise = {"python": random.random, "numpy": np.random.random, "torch": lambda: torch.rand(1).item()}
+        return obs + np.float32(noise[self.generator]()), *rest
 
 
-@both_kinds
-def test_global_generators_are_seeded_in_every_process(cls):
-    vec = make_tasks(Noisy, Noisy, cls=cls)
+@pytest.mark.parametrize(
+    "cls, generator",
+    [(SyncVectorEnv, "python"), (SyncVectorEnv, "numpy")]
+    + [(AsyncVectorEnv, generator) for generator in ("python", "numpy", "torch")],
+)
+def test_global_generators_are_seeded_in_every_process(cls, generator):
+    vec = make_tasks(*[lambda: Noisy(generator)] * 2, cls=cls)
     rows = roll_out(vec, 4, seed=3)
     assert np.array_equal(rows, roll_out(vec, 4, seed=3)) and not np.array_equal(rows, roll_out(vec, 4, seed=4))
     vec.reset(seed=3)
@@ -253,8 +263,9 @@ def test_statistics_of_an_episode():
     values = iter(heights)
     vec.reset()
     for expected in ([1, -2, 4, 5], [0, -2, 4, -1]):
-        episode = steps_until(vec, [0])["episode"]
-        assert [episode[name].tolist() for name in vec.metrics] == [[value] for value in expected]
+        infos = steps_until(vec, [0])
+        assert [infos["episode"][name].tolist() for name in vec.metrics] == [[value] for value in expected]
+        assert not infos["succeeded"]  # the last step alone counts
 
 
 def test_a_reset_ends_the_statistics_of_an_episode():
@@ -291,7 +302,24 @@ def test_any_number_tells_success(told):
     tasks = [lambda n=n: Counter(n, info=lambda info: {"success": type(told)(info["success"])}) for n in (3, 5)]
     vec = make_tasks(*tasks)
     vec.reset()
-    assert steps_until(vec, [0])["episode"]["success_rate"].tolist() == [1, 0]
+    infos = steps_until(vec, [0])
+    assert infos["episode"]["success_rate"].tolist() == infos["succeeded"].tolist() == [1, 0]
+
+
+@both_kinds
+def test_types_of_info_may_differ(cls):
+    """Gymnasium would make 0.7 a 0 if the first task says 0, in the last step too."""
+    values = (0, 0.7), (np.uint8(1), 0.25), (True, np.float32(0.5))
+    for pair in values:
+        tasks = [
+            lambda x=x: Counter(info=lambda info: {"success": x, "height": x} if info["success"] else {"height": x})
+            for x in pair
+        ]
+        vec = make_tasks(*tasks, cls=cls, metadata={"metrics": ("height",)})
+        vec.reset()
+        episode = steps_until(vec, [0, 1])["episode"]
+        assert episode["success_rate"].tolist() == episode["height"].tolist() == [*pair]
+        vec.close()
 
 
 # What is converted
@@ -479,14 +507,6 @@ def test_a_metric_that_is_missing_is_refused():
         make_tasks(lambda: Counter(), metadata={"metrics": ["height"]})
 
 
-@both_kinds
-def test_types_of_info_that_differ_between_tasks_are_refused(cls):
-    """Gymnasium would make 0.7 a 0 if the first task says 0."""
-    tasks = [lambda x=x: Counter(info=lambda info: {"success": x, **info, "height": x}) for x in (0, 0.7)]
-    with pytest.raises(gym.error.Error, match=r"info\['height'\] must have one type.*int in task-0, float in task-1"):
-        make_tasks(*tasks, cls=cls, metadata={"metrics": ("height",)})
-
-
 class InPlace(Counter):
     """Returns its state itself, and changes it: in every step, in a reset alone, or in its info."""
 
@@ -535,16 +555,54 @@ def test_observations_that_do_not_fit_their_space_are_refused(cls):
         env.observation_space = gym.spaces.Box(0, 9, (1,), np.uint8)
         return env
 
-    with pytest.raises(gym.error.Error, match="observations of task task-0 are float64, but their space is uint8"):
+    with pytest.raises(gym.error.Error, match=r"task-0 is float32 \[1\], but its space is uint8 \[1\]"):
         make_tasks(task, cls=cls)
 
 
 @both_kinds
-@pytest.mark.parametrize("end", [None, 0.5, "no"])
+@pytest.mark.parametrize("end", [None, 0.5, "no", np.array([True]), np.array([True, False])])
 def test_ends_of_tasks_that_are_no_booleans_are_refused(cls, end):
     """Gymnasium would take them for booleans."""
-    with pytest.raises(gym.error.Error, match="must be booleans, but are .* in task task-0"):
+    with pytest.raises(gym.error.Error, match="terminated must be a boolean, but is .* in task task-0"):
         make_tasks(lambda: Counter(terminated=lambda _: end), cls=cls)
+
+
+@both_kinds
+@pytest.mark.parametrize("reward", [None, "1.5", 1j, np.array([1.0]), np.zeros(2)])
+def test_rewards_of_tasks_that_are_no_numbers_are_refused(cls, reward):
+    with pytest.raises(gym.error.Error, match="reward must be a number, but is .* in task task-0"):
+        make_tasks(lambda: Counter(reward=lambda _: reward), cls=cls)
+
+
+@pytest.mark.parametrize("obs", [np.zeros(2), np.float32(0), np.zeros((1, 1)), None, "a"])
+def test_observations_of_another_shape_or_kind_are_refused(obs):
+    with pytest.raises(gym.error.Error, match="an observation of task task-0 is .*, but its space is float32"):
+        make_tasks(lambda: Counter(obs=lambda _: obs))
+
+
+class Old(Counter):
+    """Returns what tasks of older versions did, or nothing."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call = call
+
+    def reset(self, **options):
+        obs, info = super().reset(**options)
+        return {"reset": obs, "no info": (obs, None)}.get(self.call, (obs, info))
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        return {"step": (obs, reward, truncated, info), "nothing": None}.get(
+            self.call, (obs, reward, terminated, truncated, info)
+        )
+
+
+@pytest.mark.parametrize("call", ["reset", "no info", "step", "nothing"])
+def test_results_of_another_kind_are_refused(call):
+    words = "reset .* observation, info$" if call in ("reset", "no info") else "step .* observation, reward, terminated"
+    with pytest.raises(gym.error.Error, match=words):
+        make_tasks(lambda: Old(call))
 
 
 @both_kinds
@@ -645,6 +703,59 @@ def test_a_module_in_the_current_folder_may_be_wrong_itself(tmp_path, monkeypatc
 @pytest.mark.parametrize("returned", [None, Counter(), [Plain()]])
 def test_a_function_that_returns_something_else(returned):
     refuse(f"returned {type(returned).__name__}, not a gymnasium.vector.VectorEnv", lambda: returned)
+
+
+# Errors of a user's own code
+
+
+class Broken(Counter):
+    """Raises an error in one of its methods, at the `left`-th call of it."""
+
+    def __init__(self, error, place, left=1):
+        super().__init__(length=50, render_mode="rgb_array")
+        self.error, self.place, self.left = error, place, left
+
+    def fail(self, place):
+        if place == self.place:
+            self.left -= 1
+            if not self.left:
+                raise self.error
+
+    def reset(self, **options):
+        self.fail("reset")
+        return super().reset(**options)
+
+    def step(self, action):
+        self.fail("step")
+        return super().step(action)
+
+    def render(self):
+        self.fail("render")
+        return super().render()
+
+
+FAULTS = [(FileNotFoundError, place, 1) for place in ("reset", "step", "render")]
+FAULTS += [(kind, "step", 20) for kind in (BrokenPipeError, EOFError, FloatingPointError, gym.error.ResetNeeded)]
+
+
+@both_kinds
+@pytest.mark.parametrize("kind, place, left", FAULTS)
+@pytest.mark.filterwarnings("ignore:.*ERROR")  # AsyncVectorEnv's
+def test_an_error_of_the_environment_keeps_its_traceback(cls, kind, place, left):
+    """What the scripts tell in one line comes from this project alone."""
+    tasks = lambda: Counter(50, "rgb_array"), lambda: Broken(kind("robot.xml"), place, left)
+    with pytest.raises(RuntimeError, match=f"the environment raised {kind.__name__}: robot.xml") as raised:
+        make_tasks(*tasks, cls=cls, render_mode="rgb_array")
+    assert type(raised.value.__cause__) is kind
+
+
+def test_an_error_of_a_module_or_function_keeps_its_traceback(tmp_path, monkeypatch):
+    (tmp_path / "unlucky.py").write_text("open('robot.xml')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match="the environment raised FileNotFoundError: .*robot.xml"):
+        envs.make_vec("unlucky:make", 1)
+    with pytest.raises(RuntimeError, match="the environment raised NameNotFound: .*Robot"):
+        make(lambda: gym.make_vec("Robot-v0"))
 
 
 # Numbers that are not finite

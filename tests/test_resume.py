@@ -45,7 +45,7 @@ class Mortal(gym.Wrapper):
     def step(self, action):
         self.left -= 1
         if not self.left and self.fault:
-            raise LookupError("the robot fell over")
+            raise OSError("the robot fell over")
         if not self.left:
             os.kill(os.getpid(), signal.SIGKILL)
         return self.env.step(action)
@@ -327,7 +327,7 @@ def test_control_c_reaches_worker_processes_too(tmp_path):
     "function, words",
     [
         ("make_mortal", "\\Aqmp_sac.py: error: the process of an environment has died\n\\Z"),
-        ("make_faulty", "(?s)Traceback.*\\nLookupError: the robot fell over\n\\Z"),
+        ("make_faulty", "(?s)Traceback.*\\nRuntimeError: the environment raised OSError: the robot fell over\n\\Z"),
     ],
 )
 def test_trouble_in_a_worker_process(tmp_path, function, words):

@@ -29,12 +29,46 @@ def random_batches(B):
     return [Batch(*(torch.randn(*shape).tanh() for shape in shapes), torch.zeros(N, B)) for _ in range(2)]
 
 
+class Ending(gym.Env):
+    """Counts its steps in the observation. Its episodes end in the step, and with the success, that `end` says."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, task, length, end):
+        self.task, self.length, self.end = task, length, end
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.array([100 * self.task], np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        last = self.steps == self.length
+        success = {"success": last, "fall": self.steps == 1, "half": 0.5, "limit": last}[self.end]
+        obs = np.array([100 * self.task + self.steps], np.float32)
+        return obs, 5.0, last and self.end != "limit", last and self.end == "limit", {"success": float(success)}
+
+
+LENGTHS = {"success": 2, "fall": 3, "half": 4, "limit": 5}
+
+
+def make_endings(seed, vectorization, render_mode):
+    thunks = [lambda i=i, end=end: Ending(i, LENGTHS[end], end) for i, end in enumerate(LENGTHS)]
+    return SyncVectorEnv(thunks, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
 def filled(N=N, steps=50):
-    """A buffer in which every number of a transition tells its task and step: 1000 task + step, next_obs negative."""
+    """A buffer in which every number of a transition tells its task and step: 1000 task + step, next_obs negative.
+
+    Odd steps are terminations, and every other of these is everybody's.
+    """
     rb = ReplayBuffer(N, O, A, 64, torch.device("cpu"))
     for step in range(steps):
         mark = 1000.0 * np.arange(N) + step
-        rb.add(np.tile(mark[:, None], O), np.tile(mark[:, None], A), mark, -np.tile(mark[:, None], O), mark % 2)
+        states = np.tile(mark[:, None], O)
+        rb.add(states, states[:, :A], mark, -states, mark % 2, mark % 4 == 1)
     return rb
 
 
@@ -50,7 +84,26 @@ def test_borrowed_transitions_are_other_tasks_relabelled():
         assert counts.max() < 0.65 * B  # about half from each of the two others
     assert len(steps.unique()) == 50
     assert torch.equal(data.next_obs, -data.obs) and torch.equal(data.actions, data.obs[..., :A])
-    assert torch.equal(data.terminations, steps % 2)
+    assert torch.equal(data.terminations, (steps % 4 == 1).float())
+    own = rb.sample(B)
+    assert torch.equal(own.rewards, own.obs[:, :, 0]) and torch.equal(own.terminations, own.rewards % 2)
+
+
+def test_success_ends_the_own_task_alone(tmp_path, monkeypatch):
+    """In a run: what each task learns from, by task and step of the episode, and from whom."""
+    seen, lengths = [], torch.tensor([*LENGTHS.values()])
+    monkeypatch.setattr(qmp_uds, "share", lambda *inputs: seen.append(inputs[1:3]) or share(*inputs))
+    flags = [*SHORT, "--total-timesteps", "400", "--env-id", "test_uds:make_endings", "--min-reward", "-1"]
+    qmp_uds.main([*flags, "--run-dir", str(tmp_path / "run")])
+    for number, terminating in enumerate((["success", "fall", "half"], ["fall", "half"])):  # own batches, borrowed ones
+        batches = [Batch(*(field.flatten(0, 1) for field in batch[number])) for batch in seen]
+        batch = Batch(*(torch.cat(fields) for fields in zip(*batches, strict=True)))
+        owners, steps = (batch.next_obs[:, 0] // 100).long(), batch.next_obs[:, 0] % 100
+        for owner, end in enumerate(LENGTHS):
+            last = (steps == lengths[owners]) & (owners == owner)
+            assert last.any() and (batch.terminations[last] == (end in terminating)).all()
+        assert not batch.terminations[steps != lengths[owners]].any()
+        assert (batch.rewards == (-1 if number else 5)).all()
 
 
 def test_a_single_task_borrows_nothing():
