@@ -37,7 +37,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tyro.constructors import PrimitiveConstructorSpec as Spec
 
-from envs import evaluate, format_table, make_vec
+from envs import allocate, evaluate, format_table, make_vec
 
 SCRIPT = Path(__file__).resolve()
 Steps = Annotated[int, Spec(1, "INT", lambda x: int(f"{float(x[0]):.17g}"), lambda x: True, lambda x: [str(x)])]  # 1e6
@@ -285,7 +285,7 @@ class ReplayBuffer:
     """The last `capacity` transitions of each of N tasks."""
 
     def __init__(self, N: int, O: int, A: int, capacity: int, device: torch.device):
-        self.data = Batch(*(torch.empty(capacity, N, *shape, device=device) for shape in ((O,), (A,), (), (O,), ())))
+        self.data = Batch(*allocate([(capacity, N, *shape) for shape in ((O,), (A,), (), (O,), ())], device))
         self.tasks, self.capacity, self.added = torch.arange(N, device=device)[:, None], capacity, 0
 
     def add(self, *transition: np.ndarray) -> None:
@@ -433,7 +433,6 @@ def main(argv: list[str] | None = None) -> Agent | None:
             if global_step % (100 * args.train_frequency * N) == 0:
                 run.log("losses", {name: values.cpu().numpy() for name, values in info.items()}, global_step)
                 run.writer.add_scalar("charts/SPS", (global_step - first_step) / (time.time() - started), global_step)
-
         if global_step % args.eval_frequency < N or global_step == steps[-1]:
             run.evaluate(global_step)
         new_episodes = global_step % args.checkpoint_frequency < N or global_step == steps[-1] or signals
@@ -535,6 +534,7 @@ class Run:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # for log files, and in any encoding
+    os.environ |= {} if sys.stderr.isatty() else {"TERM": "dumb"}  # no colours in files: tyro asks about stdout alone
     try:
         main()
     except BrokenPipeError:  # nobody reads the output any more

@@ -345,6 +345,15 @@ def test_a_pipe_that_closes(tmp_path):
     assert program.stderr.read() == "" and program.wait() == 141
 
 
+def test_a_redirected_message_has_no_colours():
+    """Though standard output is a terminal."""
+    _, terminal = os.openpty()
+    environ = {**os.environ, "TERM": "xterm"}
+    words = [sys.executable, ROOT / "qmp_sac.py", "--batch-sise", "3"]
+    result = subprocess.run(words, stdout=terminal, stderr=subprocess.PIPE, text=True, env=environ)
+    assert result.returncode == 2 and "--batch-sise" in result.stderr and "\x1b" not in result.stderr
+
+
 def test_output_that_cannot_be_printed(tmp_path):
     """A folder with an umlaut where standard output is ASCII, as in containers."""
     run_dir = tmp_path / "köln"
@@ -497,6 +506,7 @@ def test_scripts_have_bad_flags_of_their_own(tmp_path, capsys):
 
 
 BAD_INPUT = {
+    "--run-dir {tmp}/run --buffer-size 1e12 --total-timesteps 1e15": "; choose a smaller --buffer-size",
     "--env-id PointReech-v0": "did you mean 'PointReach-v0'",
     "--env-id no_module:make": "there is no module 'no_module'",
     "--env-id test_resume:nothing": "the module has no function 'nothing'",
