@@ -125,14 +125,14 @@ def make_vec(
             raise gym.error.Error(str(error)) from None
         family = _meta_world(names)
     elif ":" in env_id:
-        return make_custom(env_id, seed, vectorization, render_mode)
+        return make_custom(env_id, seed, vectorization, render_mode, evaluation)
     elif env_id in _FAMILIES:
         family = _FAMILIES[env_id]
     else:
-        closest = difflib.get_close_matches(env_id, TASKS, n=1, cutoff=0.0)[0]
+        closest = "".join(f"did you mean {name!r}? " for name in difflib.get_close_matches(env_id, TASKS, n=1))
         raise gym.error.Error(
-            f"unknown environment {env_id!r}; did you mean {closest!r}? "
-            f"Allowed: {', '.join(TASKS)}, MetaWorld:TASK,TASK,... and package.module:function"
+            f"unknown environment {env_id!r}; {closest}"
+            f"allowed: {', '.join(TASKS)}, MetaWorld:TASK,TASK,... and package.module:function"
         )
     if render_mode is not None and "PointReach" not in env_id:
         choose_opengl()
