@@ -1,8 +1,11 @@
-"""What speed.py measures against does what the stacked agents do; env_speed.py counts steps."""
+"""What speed.py measures against does what the stacked agents do; env_speed.py and peers.py count steps."""
+
+from types import SimpleNamespace
 
 import env_speed
 import gymnasium as gym
 import pandas as pd
+import peers
 import pytest
 import speed
 import torch
@@ -102,3 +105,31 @@ def test_env_speed_writes_a_row_for_each_environment(tmp_path):
     assert maze["env_id"] == "Maze-v0" and pd.isna(maze["package"])
     assert (walker["env_id"], walker["package"]) == ("Walker2dMT4-v0", "Walker2d-v5")
     assert all(walker[name] > 0 for name in ("steps_per_second", "ratio", "all_tasks", "all_tasks_async"))
+
+
+def test_a_clock_times_the_steps_between_its_halts(monkeypatch, capsys):
+    """On a processor that needs two seconds for a step of the environment, and 1,000 for the wait at a halt."""
+    now, env = [0.0], gym.make("Pendulum-v1")
+    env.reset(seed=0)
+    result = env.step(env.action_space.sample())
+
+    def pass_time(seconds, returns):
+        now[0] += seconds
+        return returns
+
+    monkeypatch.setattr(peers.time, "process_time", lambda: now[0])
+    monkeypatch.setattr(peers.sys, "stdin", SimpleNamespace(readline=lambda: pass_time(1000, "\n")))
+    monkeypatch.setattr(env, "step", lambda action: pass_time(2, result))
+    clock = peers.Clock(env)
+    for _ in range(peers.WARM_UP + 2 * peers.STEPS + 1):
+        assert clock.step(None) is result
+    expected = [2 * peers.WARM_UP, 2 * peers.STEPS, 2 * peers.STEPS]
+    assert [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()] == expected
+
+
+def test_peers_take_turns(capfd):
+    small = "qmp_sac.py --hidden-sizes 4 --batch-size 4"
+    peers.main(ours=(small, f"{small} --no-qmp"), rounds=2)
+    header, *rows = capfd.readouterr().out.splitlines()
+    assert header.endswith(small) and [row.split(maxsplit=2)[2] for row in rows] == [small, f"{small} --no-qmp"]
+    assert rows[0].split()[1] == "1.00" and all(float(number) > 0 for row in rows for number in row.split()[:2])
