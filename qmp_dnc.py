@@ -317,14 +317,17 @@ def step_optimizer(optimizer: torch.optim.Optimizer, losses: Tensor) -> None:
 
 
 def kl_divergences(mean: Tensor, log_std: Tensor) -> Tensor:
-    """KL(pi_j || pi_i) of Gaussians, gradient to pi_i alone: mean, log_std [N, S, A] -> [N (i), N (j), S].
+    """Sum over j of KL(pi_j || pi_i) of Gaussians, gradient to pi_i alone: mean, log_std [N, S, A] -> [N (i), S].
 
-    It equals the divergence of the policies after tanh, because tanh is a bijection.
+    It equals that of the policies after tanh, because tanh is a bijection. Averages over j take the place of N^2 terms:
+    that of (mean_j - mean_i)^2 is that of (mean_j - center)^2, plus (mean_i - center)^2, if center is that of mean_j.
     """
-    mean_i, log_std_i = mean.unsqueeze(1), log_std.unsqueeze(1)  # [N, 1, S, A]
+    mean, log_std = mean.double(), log_std.double()  # in single precision close policies and far means lose digits
     mean_j, log_std_j = mean.detach(), log_std.detach()
-    spread = (2 * (log_std_j - log_std_i)).exp() + ((mean_j - mean_i) / log_std_i.exp()).square()  # [N, N, S, A]
-    return (log_std_i - log_std_j + 0.5 * (spread - 1)).sum(-1)
+    center = mean_j.mean(0)  # [S, A]
+    spread = ((2 * log_std_j).exp() + (mean_j - center).square()).mean(0)  # [S, A]
+    ratio = (spread + (mean - center).square()) * (-2 * log_std).exp()  # [N, S, A]
+    return len(mean) * (log_std - log_std_j.mean(0) + 0.5 * (ratio - 1)).sum(-1)
 
 
 def distill(agent: Agent, optimizers: dict, rb: ReplayBuffer, args: Args) -> None:
@@ -358,8 +361,10 @@ def update(agent: Agent, optimizers: dict, data: Batch, args: Args) -> dict[str,
     # policies: down alpha log pi - min Q + beta sum_j KL(pi_j || pi_i), in the states of all tasks
     actions, log_prob = squash(*agent.actor(data.obs), noise[1])
     actor_loss = (alpha * log_prob - agent.qf(data.obs, actions).amin(0)).mean(-1)  # [N]
-    divergences = kl_divergences(*agent.actor(data.obs.flatten(0, 1).unsqueeze(0)))  # [N, N, N B]
-    kl_penalty = args.kl_coef * divergences.mean(-1).sum(1)  # [N]; KL(pi_i || pi_i) is 0
+    kl_penalty = torch.zeros_like(actor_loss)
+    if args.kl_coef:
+        divergences = kl_divergences(*agent.actor(data.obs.flatten(0, 1).unsqueeze(0)))  # [N, N B]
+        kl_penalty = args.kl_coef * divergences.mean(-1).float()  # [N]
     step_optimizer(optimizers["actor"], actor_loss + kl_penalty)
     # temperatures: towards the target entropy -A
     alpha_loss = -agent.log_alpha * (log_prob.detach() - actions.shape[-1]).mean(-1)  # [N]

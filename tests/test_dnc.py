@@ -36,20 +36,35 @@ def batch():
 # Divergences
 
 
+def sums_of_torch(mean, log_std):
+    """Sum over j of KL(pi_j || pi_i), pi_j held fixed, by torch.distributions in double precision: -> [N, S]."""
+    policies = [Normal(m, s.exp()) for m, s in zip(mean.double(), log_std.double(), strict=True)]
+    fixed = [Normal(policy.mean.detach(), policy.stddev.detach()) for policy in policies]
+    return torch.stack([sum(kl_divergence(pi_j, pi_i) for pi_j in fixed).sum(-1) for pi_i in policies])
+
+
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(0, 10_000))
 def test_divergences_are_those_of_torch(N, S, A, seed):
     torch.manual_seed(seed)
     mean, log_std = 3 * torch.randn(N, S, A, dtype=F64), torch.randn(N, S, A, dtype=F64)
-    got = kl_divergences(mean, log_std)
-    for i in range(N):
-        for j in range(N):
-            want = kl_divergence(Normal(mean[j], log_std[j].exp()), Normal(mean[i], log_std[i].exp())).sum(-1)
-            assert_close(got[i, j], want)
+    assert_close(kl_divergences(mean, log_std), sums_of_torch(mean, log_std))
+
+
+@pytest.mark.parametrize("far, apart, narrow", [(0, 1, 0), (1, 1e-3, -1), (100, 1e-3, -7), (30, 1e-4, -20)])
+def test_divergences_lose_no_digits(far, apart, narrow):
+    """Of fifty policies that are close together, whose means are up to a billion times as far out as they spread."""
+    torch.manual_seed(0)
+    mean = (far * torch.randn(1, 20, A) + apart * torch.randn(50, 20, A)).requires_grad_()
+    log_std = (narrow + min(apart, 0.1) * torch.randn(50, 20, A)).requires_grad_()
+    got, want = kl_divergences(mean, log_std), sums_of_torch(mean, log_std)
+    assert_close(got, want, rtol=1e-7, atol=1e-12)
+    for gradients in zip(*(torch.autograd.grad(x.sum(), (mean, log_std)) for x in (got, want)), strict=True):
+        assert_close(*gradients, rtol=1e-6, atol=1e-12 * float(gradients[1].abs().max()))
 
 
 def test_identical_policies_do_not_diverge():
     mean, log_std = torch.randn(1, 5, 2).expand(3, 5, 2), torch.randn(1, 5, 2).expand(3, 5, 2)
-    assert_close(kl_divergences(mean, log_std), torch.zeros(3, 3, 5))
+    assert_close(kl_divergences(mean, log_std), torch.zeros(3, 5, dtype=F64))
 
 
 def test_divergence_before_tanh_is_that_of_the_policies():
@@ -62,7 +77,7 @@ def test_divergence_before_tanh_is_that_of_the_policies():
     _, log_prob_i = squash(mean[0], log_std[0], (x - mean[0]) / log_std[0].exp())
     difference = log_prob_j - log_prob_i
     error = 5 * difference.std() / len(difference) ** 0.5
-    assert abs(difference.mean() - kl_divergences(mean, log_std)[0, 1, 0]) < error
+    assert abs(difference.mean() - kl_divergences(mean, log_std)[0, 0]) < error  # of pi_0 from itself it is 0
 
 
 def test_an_update_pulls_each_policy_towards_the_others(unstack):
@@ -106,8 +121,9 @@ def test_gradient_goes_to_the_policy_that_is_pulled():
             assert not gradient[torch.arange(N) != i].any()
 
 
-def test_without_divergences_and_distillation_it_is_qmp_sac():
-    """Weights and random numbers, from the first ones on, are the same to the last bit."""
+def test_without_divergences_and_distillation_it_is_qmp_sac(monkeypatch):
+    """Weights and random numbers, from the first ones on, are the same to the last bit; nothing else is computed."""
+    monkeypatch.delattr(qmp_dnc, "kl_divergences")
     args, sac_args = Args(hidden_sizes=(16, 16), kl_coef=0.0), qmp_sac.Args(hidden_sizes=(16, 16))
     agent, optimizers = learner(args)
     generator = torch.get_rng_state()

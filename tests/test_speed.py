@@ -1,6 +1,10 @@
-"""What speed.py measures against does what the stacked agent does; every part of a turn is in its table."""
+"""What speed.py measures against does what the stacked agent does; every part of a turn counts; peers take turns."""
 
+from types import SimpleNamespace
+
+import gymnasium as gym
 import pandas as pd
+import peers
 import pytest
 import speed
 import torch
@@ -72,3 +76,31 @@ def test_a_table_of_every_part(tmp_path):
     for column in ("qmp", "base", "plain"):
         assert maze[column].iloc[:-1].sum() == pytest.approx(maze[column].iloc[-1], rel=1e-2)
     assert list(table[table["environment"].isna()]["part of a turn"]) == ["act", "store", "update", "turn"]
+
+
+def test_a_clock_times_the_steps_between_its_halts(monkeypatch, capsys):
+    """On a processor that needs two seconds for a step of the environment, and 1,000 for the wait at a halt."""
+    now, env = [0.0], gym.make("Pendulum-v1")
+    env.reset(seed=0)
+    result = env.step(env.action_space.sample())
+
+    def pass_time(seconds, returns):
+        now[0] += seconds
+        return returns
+
+    monkeypatch.setattr(peers.time, "process_time", lambda: now[0])
+    monkeypatch.setattr(peers.sys, "stdin", SimpleNamespace(readline=lambda: pass_time(1000, "\n")))
+    monkeypatch.setattr(env, "step", lambda action: pass_time(2, result))
+    clock = peers.Clock(env)
+    for _ in range(peers.WARM_UP + 2 * peers.STEPS + 1):
+        assert clock.step(None) is result
+    expected = [2 * peers.WARM_UP, 2 * peers.STEPS, 2 * peers.STEPS]
+    assert [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()] == expected
+
+
+def test_peers_take_turns(capfd):
+    small = "qmp_sac.py --hidden-sizes 4 --batch-size 4"
+    peers.main(ours=(small, f"{small} --no-qmp"), rounds=2)
+    header, *rows = capfd.readouterr().out.splitlines()
+    assert header.endswith(small) and [row.split(maxsplit=2)[2] for row in rows] == [small, f"{small} --no-qmp"]
+    assert rows[0].split()[1] == "1.00" and all(float(number) > 0 for row in rows for number in row.split()[:2])
