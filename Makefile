@@ -7,8 +7,9 @@ BIN := .venv/bin
 install: .venv/installed
 
 .venv/installed: requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12) and "qmp needs Python 3.10 to 3.12; choose one with: make PYTHON=python3.12 ...")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13) and "qmp needs Python 3.10 to 3.13; choose one with: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install 'pip>=24'  # that of Python 3.10 tries combinations of versions without end
 	$(BIN)/pip install -r requirements.txt
 	touch $@
 

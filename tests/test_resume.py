@@ -447,7 +447,8 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, wandb_offline):
 
     train("qmp_sac", tmp_path / "run", "--track --wandb-project-name test --wandb-entity nobody --total-timesteps 200")
     qmp_sac.main(["--resume", str(tmp_path / "run"), "--track", "--total-timesteps", "300"])
-    wandb.finish()  # waits until all is written
+    wandb.finish()
+    wandb.teardown()  # now all is written
     logs = [*tmp_path.glob("wandb/offline-run-*/*.wandb")]
     assert {log.name for log in logs} == {f"run-{checkpoint(tmp_path / 'run')['wandb_id']}.wandb"}
     assert all(b"PointReach-v0" in log.read_bytes() for log in logs)  # its arguments

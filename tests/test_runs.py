@@ -205,7 +205,7 @@ def test_ends_of_episodes(runs):
 def test_args_json(runs):
     record = json.loads((runs("qmp_sac")[1] / "args.json").read_text())
     assert record["args"]["total_timesteps"] == 600 and record["tasks"] == list(TASKS)
-    assert record["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(record["versions"]["torch"])  # without the kind of build, as +cu130
     assert record["versions"].keys() >= {"numpy", "gymnasium", "mujoco", "metaworld"} and "git_commit" in record
 
 
@@ -305,9 +305,10 @@ def test_a_flag_changes_nothing_that_is_learned(runs, monkeypatch, flags):
 
 
 def test_no_cuda(tmp_path, monkeypatch):
-    """As on a machine that has a GPU: with --no-cuda nothing asks for it."""
+    """As on a machine that has a GPU: with --no-cuda nothing asks for it. Without updates, in which PyTorch does."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert train("qmp_sac", tmp_path / "run", "--no-cuda").log_alpha.device.type == "cpu"
+    agent = train("qmp_sac", tmp_path / "run", "--no-cuda --train-frequency 1000")
+    assert agent.log_alpha.device.type == "cpu"
 
 
 def test_matrix_products_have_single_precision(tmp_path, monkeypatch):
