@@ -41,7 +41,7 @@ Steps = Annotated[int, Spec(1, "INT", lambda x: int(f"{float(x[0]):.17g}"), lamb
 
 @dataclass
 class Args:
-    """Flags of the run, then SAC's, then (from --qmp) the switch's. Steps are counted over all tasks together."""
+    """Flags of the run; from --total-timesteps on SAC's; from --qmp on the switch's. Steps are summed over tasks."""
 
     env_id: str = "PointReach-v0"
     """PointReach-v0 PointReach2-v0 PointReach9-v0 MultistageReacher-v0 Maze-v0 Walker2dMT4-v0 KitchenMT10-v0
