@@ -82,7 +82,7 @@ class Args:
     """W&B team or user"""
     total_timesteps: Steps = 40_000
     """length of training"""
-    learning_starts: Steps = 2_000
+    learning_starts: Steps = 2_000  # a resumed run cannot change what follows
     """uniformly random actions, and no training, until then"""
     buffer_size: Steps = 1_000_000
     """replay transitions per task"""
@@ -124,10 +124,10 @@ class Args:
     def __post_init__(self):
         may_be_0 = "seed learning_starts eval_frequency checkpoint_frequency switch_samples gamma tau own_policy_prob"
         for name, value in vars(self).items():
-            low, high = name not in may_be_0.split(), 1 if name in ("gamma", "tau", "own_policy_prob") else 1e18
+            pos, high = name not in may_be_0.split(), 1 if name in ("gamma", "tau", "own_policy_prob") else 1e18
             numbers = value if type(value) is tuple else [value] if type(value) in (int, float) else [1]
-            if not (numbers and all(0 <= x <= high and (x or not low) for x in numbers)):
-                raise ValueError(f"--{name.replace('_', '-')} must be {'above' if low else 'at least'} 0, up to {high}")
+            if not (numbers and all(0 <= x <= high and (x or not pos) for x in numbers)):
+                raise ValueError(f"--{name.replace('_', '-')} must be {'above' if pos else 'at least'} 0, up to {high}")
             if not self.qmp and name.startswith(("switch_", "own_policy_")) and value != getattr(Args, name):
                 raise ValueError(f"--{name.replace('_', '-')} means nothing with --no-qmp")
         self.eval_frequency = self.eval_frequency or math.ceil(self.total_timesteps / 10)
@@ -252,7 +252,7 @@ class Mixture:
             alpha = agent.log_alpha.exp() if args.switch_entropy else None
             noise = torch.randn(args.switch_samples, *mean.shape, device=own.device) if args.switch_samples else None
             chosen, scores = q_switch(mean, log_std, agent.qf, obs, alpha, noise)
-            if args.switch_rule != "argmax":
+            if args.switch_rule != "argmax":  # uniform is the softmax at an infinite temperature
                 temperature = args.switch_temperature if args.switch_rule == "softmax" else math.inf
                 chosen = torch.multinomial((scores / temperature).softmax(1), 1).squeeze(1)
             skip = torch.rand(len(own), device=own.device) < self.own_policy_prob
@@ -347,7 +347,7 @@ def main(argv: list[str] | None = None) -> Agent | None:
     torch.backends.mkldnn.matmul.fp32_precision, x = "bf16" if args.fast_matmul else "ieee", torch.randn(8, 64, 256)
     if not torch.allclose((x @ x.mT).double(), x.double() @ x.double().mT, atol=1e-3):  # real bfloat16, as with AMX
         torch.backends.mkldnn.matmul.fp32_precision, args.fast_matmul = "ieee", False
-    for option, value in ((-3, 2**25), (-1, 2**31 - 1)):  # glibc keeps freed memory, which every update takes again
+    for option, value in ((-3, 2**25), (-1, 2**31 - 1)):  # glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD: keep memory
         getattr(ctypes.CDLL(None), "mallopt", max)(option, value)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.num_threads)
@@ -362,11 +362,11 @@ def main(argv: list[str] | None = None) -> Agent | None:
     optimizers |= {"alpha": torch.optim.Adam([agent.log_alpha], lr=args.q_lr, fused=True)}
     rb = ReplayBuffer(N, O, A, min(args.buffer_size, math.ceil(max(args.total_timesteps, first_step) / N)), device)
     mixture = Mixture(agent, args, args.own_policy_prob if args.qmp else 1.0)
-    learn = torch.compile(update) if args.compile else update
-    run = Run(cwd, args, state, signals, mixture, {"agent": agent, "replay": rb, **optimizers})
+    compiled_update = torch.compile(update) if args.compile else update
+    run = Run(cwd, args, state, signals, mixture, {"envs": envs, "agent": agent, "replay": rb, **optimizers})
     if state and (args.eval_only or state["interrupted"]):  # a signal came during an evaluation
         run.evaluate(first_step)
-    if args.eval_only:
+    if args.eval_only or signals:
         return sys.exit(128 + signals[0]) if signals else None
     steps, done = range(first_step + N, args.total_timesteps + N, N), first_step // N
     started, new_episodes, state = time.time(), True, None
@@ -384,7 +384,7 @@ def main(argv: list[str] | None = None) -> Agent | None:
 
         if global_step > args.learning_starts and global_step % (args.train_frequency * N) == 0:
             for _ in range(args.gradient_steps):
-                info = learn(agent, optimizers, rb.sample(args.batch_size), args)
+                info = compiled_update(agent, optimizers, rb.sample(args.batch_size), args)
             if global_step % (100 * args.train_frequency * N) == 0:
                 run.log("losses", {name: values.cpu().numpy() for name, values in info.items()}, global_step)
                 run.writer.add_scalar("charts/SPS", (global_step - first_step) / (time.time() - started), global_step)
@@ -410,12 +410,12 @@ class Run:
         name = f"{args.env_id.replace(':', '-')}__{method}__{args.seed}__{now}"
         self.dir = cwd / (args.resume or args.run_dir or f"runs/{name}")
         self.csv = self.dir / ("final_evaluation.csv" if args.eval_only else "evaluations.csv")
-        dead = (self.dir / "running.lock").exists() and not (self.dir / "checkpoint.pt").exists()  # before its first
+        dead = (self.dir / "running.lock").exists() and not (self.dir / "checkpoint.pt").exists()  # and can start again
         if self.dir.exists() and not args.resume and not dead:
             raise gym.error.Error(f"{self.dir} exists; choose another --run-dir, or go on with --resume")
         render_mode = "rgb_array" if args.capture_video else None
         self.envs = make_vec(args.env_id, args.seed, args.vectorization, render_mode, evaluation=True)
-        print(f"{args.env_id}: {', '.join(self.envs.tasks)}; {mixture.own.device}, {args.fast_matmul=}; in {self.dir}")
+        print(f"{args.env_id}: {', '.join(self.envs.tasks)}; {mixture.own.device}, {args.fast_matmul=}; in {self.csv}")
         if state:  # all that changes in training, but for the environments, which start new episodes
             for name, part in parts.items():
                 part.load_state_dict(state[name])
@@ -445,21 +445,21 @@ class Run:
 
     def log(self, group: str, values: dict[str, np.ndarray], global_step: int) -> None:
         """Write values, each [N], to TensorBoard: their mean, and every task's."""
-        for name, row in values.items():
-            for task, value in (("", row.mean()), *zip((f"/{task}" for task in self.envs.tasks), row, strict=True)):
+        for name, numbers in values.items():
+            for task, value in (("", numbers.mean()), *zip((f"/{x}" for x in self.envs.tasks), numbers, strict=True)):
                 self.writer.add_scalar(f"{group}/{name}{task}", value, global_step)
 
     def evaluate(self, global_step: int) -> None:
         """Evaluate the tasks' own policies, and if asked for their mixtures: rows of a CSV file, a table, a video."""
-        args, totals = self.args, self.mixture.totals
+        args, totals, found = self.args, self.mixture.totals, {}
         statistics = (totals / totals[:, :-1].sum(1, keepdim=True)).cpu().numpy()  # [N, P + 1], NaN of no steps
         for acting in ("own", "mixture")[: 1 + (args.eval_mixture or args.eval_only)]:
             actor = Mixture(self.mixture.agent, args, own_policy_prob=float(acting == "own"), mean_actions=True)
             video = self.dir / "videos" / f"{acting}-{global_step}.mp4" if args.capture_video else None
-            rows = evaluate(self.envs, actor, args.eval_episodes, [args.seed, global_step, 2], video, self.signals)
-            self.interrupted = rows is None  # by a signal
-            if self.interrupted:
-                return
+            seed = [args.seed, global_step, 2]
+            found[acting] = evaluate(self.envs, actor, args.eval_episodes, seed, video, self.signals)
+        self.interrupted = any(rows is None for rows in found.values())  # by a signal
+        for acting, rows in found.items() if not self.interrupted else ():
             if acting == "own" and not args.eval_only:
                 totals.zero_()
                 rows.iloc[:, -len(rows) :] = statistics[:, :-1]  # who acted in training
@@ -473,8 +473,8 @@ class Run:
 
     def save(self, global_step: int) -> None:
         """Write checkpoint.pt, whole or not at all."""
-        if not all(parameter.isfinite().all() for parameter in self.mixture.agent.parameters()):
-            raise FloatingPointError(f"a weight is not finite at step {global_step}")
+        if bad := [k for x in self.mixture.agent.parameters() for k, one in enumerate(x) if not one.isfinite().all()]:
+            raise FloatingPointError(f"a weight of task {self.envs.tasks[bad[-1] % self.envs.num_envs]} is not finite")
         self.writer.flush()
         state = {name: part.state_dict() for name, part in self.parts.items()} | {"totals": self.mixture.totals}
         state |= {SCRIPT.name: vars(self.args) | {"resume": None}, "tasks": self.envs.tasks, "global_step": global_step}
@@ -496,5 +496,5 @@ if __name__ == "__main__":
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except (gym.error.Error, Timeout, OSError, FloatingPointError) as error:
-        print(f"{SCRIPT.name}: error: {error}", file=sys.stderr)
+        print(f"{SCRIPT.name}: error: {error}{' by another run' * isinstance(error, Timeout)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, gym.error.Error | Timeout) else 1)

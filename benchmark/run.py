@@ -213,6 +213,10 @@ def execute(folder: Path, command: list[str]) -> str:
 
 def main(args: Args, more: list[str]) -> int:
     """Run all that is not finished, with further flags `more`. Returns the exit code."""
+    switch = [flag for flag in more if flag.startswith(("--switch-", "--own-policy-"))]
+    if switch and {"base", "fully-shared"} & {*args.methods}:
+        print(f"run.py: error: {switch[0]} is of methods with a switch, not of base or fully-shared", file=sys.stderr)
+        return 2
     runs = matrix(args, " ".join(more))
     if args.print:
         print("\n".join(" ".join(command) for command in runs.values()))

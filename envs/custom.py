@@ -44,9 +44,12 @@ def make_custom(env_id: str, seed: int, vectorization: str, render_mode: str | N
     check_sub_environments(vec, tasks)
     keep_infos(vec, ("success", *metrics))
     vec = MultiTaskEnv(vec, tasks, seed)
-    check_episodes(vec)
-    if not (vec.tells_success or evaluation):  # said once for each run
-        print(f"{env_id} has no info['success']: judge its tasks by their returns", file=sys.stderr)
+    ended = check_episodes(vec)
+    if not evaluation:  # so that it is said once for each run
+        if not vec.tells_success:
+            print(f"{env_id} has no info['success']: judge its tasks by their returns", file=sys.stderr)
+        for i in np.flatnonzero(~ended):
+            print(f"task {tasks[i]} ended no episode in 1,000 steps: does it have a time limit?", file=sys.stderr)
     vec.first_seed = seed  # the check has used it up
     return vec
 
@@ -171,8 +174,8 @@ def check_steps(env: gym.Env, task: str) -> None:
             raise gym.error.Error(f"an observation of task {task} is {found}, but its space is {wanted}")
 
 
-def check_episodes(vec: MultiTaskEnv) -> None:
-    """Refuse what breaks the contract in the first episode of each task, up to step 1,000."""
+def check_episodes(vec: MultiTaskEnv) -> np.ndarray:
+    """Refuse what breaks the contract in the first episode of each task, up to step 1,000; returns which ended, [N]."""
     vec.reset(seed=0)
     rng, ended = np.random.default_rng(0), np.zeros(vec.num_envs, dtype=bool)
     for _ in range(1000):
@@ -187,6 +190,7 @@ def check_episodes(vec: MultiTaskEnv) -> None:
         if len(pictures) != vec.num_envs or len(kinds) > 1 or not re.fullmatch(PICTURE, *kinds):
             found = f"{len(pictures)} of {', '.join(kinds) or 'nothing'}"
             raise gym.error.Error(f"render must return {vec.num_envs} pictures, uint8 [H, W, 3], not {found}")
+    return ended
 
 
 def unwrapped(env: gym.Env | VectorEnv) -> list:

@@ -45,7 +45,7 @@ class MultiTaskEnv(VectorWrapper):
         gymnasium.error.Error: the environment breaks the contract of `envs.make_vec`.
         FloatingPointError: a number is not finite in single precision; the message names the task.
         ChildProcessError: the process of an environment has died.
-        RuntimeError: the environment raised an OSError, an EOFError or one of the kinds above.
+        RuntimeError: the environment's own code raised one of these (see `traced`).
     """
 
     def __init__(self, env: VectorEnv, tasks: Sequence[str], seed: int, min_rewards: Sequence[float] | None = None):
@@ -75,7 +75,7 @@ class MultiTaskEnv(VectorWrapper):
             seed = children if isinstance(self.unwrapped, SyncVectorEnv | AsyncVectorEnv) else children[0]
         with self._faults_are_told():
             if seed is not None and isinstance(self.unwrapped, AsyncVectorEnv):
-                self.unwrapped.set_attr("generators", [_Generators(child) for child in seed])
+                self.unwrapped.set_attr("_seeds_of_generators", [_Generators(child) for child in seed])
             obs, infos = self.env.reset(seed=seed, options=options)
         self.episode_lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._returns = np.zeros(self.num_envs)
@@ -117,6 +117,16 @@ class MultiTaskEnv(VectorWrapper):
             if name != "success" or self.tells_success:
                 raise gym.error.Error(f"an episode of task {task} ended without info[{name!r}]")
         return obs, rewards, terminations, truncations, infos
+
+    def state_dict(self) -> dict:
+        """What a checkpoint must have been made with."""
+        return {"tasks": self.tasks, "metrics": self.metrics}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Raise gymnasium.error.Error unless tasks and metrics are those of a checkpoint."""
+        for name, value in self.state_dict().items():
+            if value != tuple(state[name]):
+                raise gym.error.Error(f"{name} of this run are {', '.join(state[name])}, not {', '.join(value)}")
 
     def render(self):
         """Pictures of all tasks, uint8 [H, W, 3] each, with render_mode "rgb_array"."""
@@ -217,7 +227,7 @@ def _seed_worker(seed: int) -> None:
 
 
 class _Generators:
-    """Seeds the global generators of the process that it is sent to, as it is unpickled there."""
+    """Seeds the global generators of the process that it is sent to, where unpickling it makes None."""
 
     def __init__(self, seed: int):
         self.seed = seed

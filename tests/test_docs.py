@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import pandas as pd
 import pytest
 import run as benchmark
@@ -82,19 +83,21 @@ def test_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
         tyro.cli(module.Args, args=flags)
 
 
-def test_policy_of_the_readme_is_the_one_evaluated(tmp_path, monkeypatch):
+def test_policy_of_the_readme_acts_as_in_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_short(qmp_sac, ["--run-dir", "runs/first"])
     text = next(text for _, text in blocks(README) if "checkpoint" in text)
-    assert len(text.split("\n\n")) == 2 and text.count("\n") <= 11  # ten and an empty line
+    assert sum(map(bool, text.splitlines())) <= 10
     page = {}
     exec(text, page)
-    mean, _ = page["agent"].actor(torch.as_tensor(page["obs"])[None])
-    own = range(len(page["vec"].tasks))
-    assert page["actions"] == pytest.approx(mean[own, own].tanh().detach().numpy(), abs=1e-6)
-    evaluated = pd.read_csv("runs/first/evaluations.csv").iloc[-len(own) :]
-    step = int(evaluated["global_step"].iloc[0])
-    again = envs.evaluate(page["vec"], page["policy"], 1, [page["args"].seed, step, 2])
+    agent, args, obs, lengths = page["agent"], page["args"], page["obs"].numpy(), page["vec"].episode_lengths
+    own, mixture = (qmp_sac.Mixture(agent, args, p, mean_actions=True) for p in (1.0, 0.0))
+    first = own.act(np.repeat(obs[:1], len(obs), 0), lengths)[0]  # PointReach's own actions are in [-1, 1]
+    assert page["actions"][0] == pytest.approx(first, abs=1e-6)
+    mixture.act(obs, lengths)
+    assert page["chosen"].tolist() == mixture.policies.tolist()
+    evaluated = pd.read_csv("runs/first/evaluations.csv").iloc[-len(obs) :]
+    again = envs.evaluate(page["vec"], own, 1, [args.seed, int(evaluated["global_step"].iloc[0]), 2])
     assert again["episodic_return"].tolist() == pytest.approx(evaluated["episodic_return"].tolist(), rel=1e-12)
 
 

@@ -281,6 +281,8 @@ def test_a_reset_ends_the_statistics_of_an_episode():
 def test_success_that_nobody_tells_is_nan_and_said(capsys):
     vec = make_tasks(lambda: Counter(info=lambda _: {}))
     assert capsys.readouterr().err.endswith(" has no info['success']: judge its tasks by their returns\n")
+    make_tasks(lambda: Counter(2000))
+    assert capsys.readouterr().err == "task task-0 ended no episode in 1,000 steps: does it have a time limit?\n"
     vec.reset()
     episode = steps_until(vec, [0])["episode"]
     assert np.isnan(episode["success_rate"]).all() and episode["episodic_return"] == 3

@@ -1,5 +1,6 @@
 """Runs that are stopped, killed and resumed equal the undisturbed one to the last bit; mistakes get one line."""
 
+import inspect
 import io
 import itertools
 import multiprocessing
@@ -276,15 +277,60 @@ def test_a_signal_ends_the_turn(tmp_path, number, code):
     assert rows(run_dir)["global_step"].tolist() == [300] * N + [600] * N
 
 
+def test_a_signal_in_the_second_of_two_evaluations(tmp_path):
+    """Nothing of the first is kept, and both are made up for, with who acted; and so if they are interrupted again."""
+
+    def prepare():
+        evaluate, turn = envs.evaluate, itertools.count(1)
+
+        def second_is_stopped(*rest):
+            if next(turn) == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return evaluate(*rest)
+
+        envs.evaluate = second_is_stopped
+
+    whole, run_dir = tmp_path / "whole", tmp_path / "run"
+    train("qmp_sac", whole, "--eval-mixture --eval-frequency 600")
+    assert command("--run-dir", run_dir, "--eval-mixture", "--eval-frequency", 600, prepare=prepare).code == 130
+    assert checkpoint(run_dir)["global_step"] == 600 and not (run_dir / "evaluations.csv").read_bytes()
+    assert resume(run_dir, prepare=prepare).code == 130 and not (run_dir / "evaluations.csv").read_bytes()
+    assert resume(run_dir).code == 0
+    assert (run_dir / "evaluations.csv").read_bytes() == (whole / "evaluations.csv").read_bytes()
+
+
+def test_tasks_of_a_run_stay(tmp_path, monkeypatch):
+    monkeypatch.setenv("ORDER", "1")
+    module = tmp_path / "changing.py"
+    module.write_text(
+        inspect.cleandoc("""
+        import gymnasium as gym, os
+        from gymnasium.vector import AutoresetMode, SyncVectorEnv
+        def make(seed, vectorization, render_mode):
+            vec = SyncVectorEnv([lambda: gym.make("Pendulum-v1")] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+            vec.metadata = {**vec.metadata, "tasks": ["a", "b"][:: int(os.environ["ORDER"])]}
+            return vec
+    """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert command("--run-dir", tmp_path / "run", "--env-id", "changing:make").code == 0
+    monkeypatch.setenv("ORDER", "-1")
+    before = snapshot(tmp_path / "run")
+    result = resume(tmp_path / "run", "--total-timesteps", 800)
+    assert result.code == 2 and result.err.endswith("error: tasks of this run are a, b, not b, a\n")
+    assert snapshot(tmp_path / "run") == before
+
+
 @pytest.mark.parametrize("only", [True, False])
 def test_a_signal_ends_an_evaluation(tmp_path, copied, only):
     """Which would take forever."""
 
     def prepare():
-        evaluate = envs.evaluate
+        evaluate, kills = envs.evaluate, iter([os.kill])
 
         def endless(vec, actor, episodes, *rest):
-            os.kill(os.getpid(), signal.SIGTERM)
+            for kill in kills:  # once: a second signal would end the program
+                kill(os.getpid(), signal.SIGTERM)
             return evaluate(vec, actor, 10**9, *rest)
 
         envs.evaluate = endless
@@ -419,7 +465,7 @@ def test_a_full_disk(tmp_path, finished, first):
 def test_weights_that_are_not_finite_stop_the_run(tmp_path, flags):
     result = command("--run-dir", tmp_path / "run", *flags.split(), "--checkpoint-frequency", 10)
     assert result.code == 1 and result.err.count("\n") == 1
-    assert "a non-finite action in task corner" in result.err or "a weight is not finite at step" in result.err
+    assert "a non-finite action in task corner" in result.err or "a weight of task corner" in result.err
     state = checkpoint(tmp_path / "run")
     assert state["global_step"] >= 80
     assert all(x.isfinite().all() for x in [*state["agent"].values(), *state["replay"]["filled"]])

@@ -215,7 +215,10 @@ def test_console(tmp_path, capsys):
     out, err = capsys.readouterr()
     start, *tables, end = out.splitlines()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    assert start == f"PointReach-v0: {', '.join(TASKS)}; {device}, args.fast_matmul=True; in {tmp_path / 'run'}"
+    assert (
+        start
+        == f"PointReach-v0: {', '.join(TASKS)}; {device}, args.fast_matmul=True; in {tmp_path / 'run'}/evaluations.csv"
+    )
     assert end == f"step 600: results in {tmp_path / 'run'}; to plot: python benchmark/plot.py {tmp_path / 'run'}"
     assert [line for line in tables if line.startswith("step")] == ["step 300, own", "step 600, own"]
     assert tables[1].split() == ["task", "success", "return", "own", "policy"]
