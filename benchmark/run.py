@@ -225,6 +225,7 @@ def main(args: Args, more: list[str]) -> int:
     print(f"{len(runs)} runs in {args.runs}, {len(runs) - len(waiting)} of them finished before", flush=True)
     if not waiting:
         return 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs and what they start ignore it
     cores = {"num_cpus": args.jobs} if args.address == "local" else {}
     try:
         import ray  # not needed by those who only print
