@@ -30,8 +30,8 @@ Why these rewards: -1 is a cost of time, which lowers Q where the task has been,
 elsewhere. With 0 instead, the entropy bonus raises Q there; in one of four seeds QMP then never came to the disc. Dense
 rewards are counted in steps, not in distances, so that they outweigh the entropy bonus while alpha is near 1.
 
-With the defaults of qmp_sac.py the sparse task is solved after 40,000 steps by QMP in 9 of 10 seeds, without QMP in none
-of 10, and with --switch-rule uniform in none of 10 (docs/results.md).
+With the defaults of qmp_sac.py the sparse task is solved after 40,000 steps by QMP in 9 of 10 seeds, without QMP in
+none of 10, and with --switch-rule uniform in none of 10 (docs/results.md).
 """
 
 import gymnasium as gym
