@@ -1,5 +1,6 @@
 """Tensors as large as memory allows: that of the machine, of a container, or of a GPU."""
 
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -43,18 +44,18 @@ def free_memory(root: Path = Path("/")) -> int:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except (OSError, KeyError):  # not Linux
         return min(free)
-    for _, controllers, path in (line.split(":", 2) for line in lines):
-        for controller, limit, usage, cache in CGROUP_FILES:
-            if controller in controllers.split(","):
-                base = root / "sys/fs/cgroup" / controller
-                group = base / path.lstrip("/")
-                # A container may see its own group as `base`, whatever the path says.
-                for folder in (x for x in (group, *group.parents) if x.is_relative_to(base)):
-                    try:
-                        used = int((folder / usage).read_text()) - _entries(folder / "memory.stat")[cache]
-                        free.append(int((folder / limit).read_text()) - used)
-                    except (OSError, KeyError, ValueError):  # no such group, or its limit is "max"
-                        pass
+    groups = [line.split(":", 2) for line in lines]
+    for (_, controllers, path), (controller, limit, usage, cache) in itertools.product(groups, CGROUP_FILES):
+        base = root / "sys/fs/cgroup" / controller
+        group = base / path.lstrip("/")
+        # A container may see its own group as `base`, whatever the path says.
+        folders = [folder for folder in (group, *group.parents) if folder.is_relative_to(base)]
+        for folder in folders if controller in controllers.split(",") else ():
+            try:
+                used = int((folder / usage).read_text()) - _entries(folder / "memory.stat")[cache]
+                free.append(int((folder / limit).read_text()) - used)
+            except (OSError, KeyError, ValueError):  # no such group, or its limit is "max"
+                pass
     return max(min(free), 0)
 
 

@@ -121,6 +121,13 @@ def test_failures_are_shown_and_the_rest_is_finished_once(tmp_path):
     assert Path(f"{finished}.log").read_text().count("$ python") == 1
 
 
+def test_flags_of_the_switch_are_not_for_base(tmp_path, capsys):
+    more = ["--switch-period", "10"]
+    assert run.main(run.Args(runs=tmp_path / "runs", print=True), more) == 2
+    assert capsys.readouterr().err.startswith("run.py: error: --switch-period is of methods with a switch")
+    assert run.main(run.Args(runs=tmp_path / "runs", methods=["qmp"], print=True), more) == 0
+
+
 def test_ctrl_c_checkpoints_all(tmp_path):
     flags = "--scripts qmp_sac --methods qmp --total-timesteps 4e6 --eval-frequency 100 --eval-episodes 1".split()
     process = benchmark(tmp_path, *flags, "--learning-starts", "200")

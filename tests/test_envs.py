@@ -218,6 +218,20 @@ def test_global_generators_are_seeded_in_every_process(cls, generator):
     vec.close()
 
 
+def test_attributes_of_tasks_in_processes_stay():
+    class Own(Counter):
+        generators = ["mine"]
+
+        def reset(self, **kwargs):
+            assert self.generators == ["mine"]
+            return super().reset(**kwargs)
+
+    vec = make_tasks(Own, cls=AsyncVectorEnv)
+    vec.reset(seed=1)
+    assert vec.unwrapped.get_attr("generators") == (["mine"],)
+    vec.close()
+
+
 @pytest.mark.parametrize("env_id", ["PointReach-v0", "MetaWorld:reach-v3,push-v3"])
 def test_async_equals_sync(env_id):
     sync, asynchronous = (envs.make_vec(env_id, 3, kind) for kind in ("sync", "async"))

@@ -299,6 +299,21 @@ def test_a_signal_in_the_second_of_two_evaluations(tmp_path):
     assert (run_dir / "evaluations.csv").read_bytes() == (whole / "evaluations.csv").read_bytes()
 
 
+def test_a_broken_weight_is_told_with_its_task(tmp_path, monkeypatch):
+    """And the last good checkpoint is kept."""
+    save = qmp_sac.Run.save
+
+    def broken(run, global_step):
+        if global_step > 300:
+            run.mixture.agent.qf.net[-1].bias.data[N + 2] = torch.nan  # of the second critic
+        save(run, global_step)
+
+    monkeypatch.setattr(qmp_sac.Run, "save", broken)
+    with pytest.raises(FloatingPointError, match=f"a weight of task {envs.TASKS['PointReach-v0'][2]} is not finite"):
+        train("qmp_sac", tmp_path / "run")
+    assert checkpoint(tmp_path / "run")["global_step"] <= 300
+
+
 def test_tasks_of_a_run_stay(tmp_path, monkeypatch):
     monkeypatch.setenv("ORDER", "1")
     module = tmp_path / "changing.py"
