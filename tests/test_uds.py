@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from test_runs import Drift
 from torch.testing import assert_close
 
 import envs
@@ -29,19 +30,12 @@ def random_batches(B):
     return [Batch(*(torch.randn(*shape).tanh() for shape in shapes), torch.zeros(N, B)) for _ in range(2)]
 
 
-class Ending(gym.Env):
-    """Counts its steps in the observation. Its episodes end in the step, and with the success, that `end` says."""
-
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
-    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+class Ending(Drift):
+    """Its episodes end in the step, and with the success, that `end` says."""
 
     def __init__(self, task, length, end):
-        self.task, self.length, self.end = task, length, end
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.steps = 0
-        return np.array([100 * self.task], np.float32), {}
+        super().__init__(task)
+        self.length, self.end = length, end
 
     def step(self, action):
         self.steps += 1
