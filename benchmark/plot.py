@@ -5,10 +5,10 @@
     python benchmark/plot.py runs                    # all
     python benchmark/plot.py --results               # what benchmark/run.py has run -> results of this repository
 
-Writes a picture plots-ENVIRONMENT.png into the run's folder, or where several runs have their folders. Lines are means
-over the seeds that have reached a step, with a 95% interval (percentile bootstrap over seeds); of runs with the same
-settings and seed the one that has got further counts. With --results the runs, by default those below runs/benchmark/,
-go into benchmark/results/ENVIRONMENT.csv and runs.csv, and figures and tables are made of these.
+Writes plots-ENVIRONMENT.png and plots-ENVIRONMENT-who-acted.png into the run's folder, or where several runs have their
+folders. Lines are means over the seeds that have reached a step, with a 95% interval (percentile bootstrap over seeds);
+of runs with the same settings and seed the one that has got further counts. With --results the runs, by default those
+below runs/benchmark/, go into benchmark/results/ENVIRONMENT.csv and runs.csv, and figures and tables are made of these.
 """
 
 import io
@@ -17,16 +17,15 @@ import os
 import re
 import sys
 import textwrap
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # there may be no screen
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
+import seaborn as sns  # noqa: E402
 import tyro  # noqa: E402
 from matplotlib.ticker import EngFormatter  # noqa: E402
 from run import METHODS, ROOT, Script, log_of  # noqa: E402
@@ -35,7 +34,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 RESULTS = ROOT / "benchmark" / "results"
 OWN = "own policy's share of acting"
-FEW = 6  # tasks that have a colour each, and room for numbers
+FEW, GREY = 6, "0.7"  # so many tasks have a colour each, and room for numbers; if there are more, all are grey
 SUCCESS = {"MultistageReacher-v0": "first_stage"}  # what the paper calls success, if not success_rate
 # Final success in the paper's curves: of the base method, with QMP.
 PAPER = {
@@ -60,7 +59,6 @@ class Args:
     """rewrite the results of this repository: benchmark/results/, docs/results.md and the table in the README"""
 
 
-# Reading.
 def read_run(folder: Path) -> tuple[dict, pd.DataFrame]:
     """A run's args.json, and the rows of its evaluations.csv: of every evaluation that is completely written."""
     record = json.loads((folder / "args.json").read_text())
@@ -87,43 +85,44 @@ def settings(record: dict) -> dict:
     return {"script": record["script"]} | args
 
 
-def label(group: dict, groups: Sequence[dict]) -> str:
-    """The flags in which a group's settings differ from those of most others; its script, if they do not."""
-    flags = []
-    for name, value in group.items():
-        counts = Counter(str(other[name]) for other in groups if name in other)
-        most = [text for text, count in counts.items() if count == max(counts.values())]
-        if name == "script" and len(counts) > 1:
-            flags.append(value)
-        elif name != "script" and most != [str(value)]:
-            text = " ".join(map(str, value)) if isinstance(value, list) else value
-            no = "no-" if value is False else ""
-            flags.append(f"--{no}{name.replace('_', '-')}" + f" {text}" * (not isinstance(value, bool)))
-    return " ".join(flags) or group["script"]
+def label(run: dict, runs: Sequence[dict]) -> str:
+    """The flags of a run's settings in which runs differ; its script, if in none."""
+    words = []
+    for name, value in run.items():
+        if len({str(other[name]) for other in runs if name in other}) > 1:
+            flag = f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += [text] if name == "script" else [flag] if isinstance(value, bool) else [flag, text]
+    return " ".join(words) or run["script"]
 
 
-def read_groups(folders: Sequence[Path]) -> dict[tuple[str, ...], dict[str, pd.DataFrame]]:
-    """For every environment (its name, its tasks) the rows of runs, by the label of their settings."""
-    runs, found = {}, {}
-    for folder in folders:
-        record, rows = read_run(folder)
+def own_share(rows: pd.DataFrame) -> np.ndarray:
+    """The share of a task's steps in which its own policy acted, for every row."""
+    acted = rows.filter(like="acted/")
+    return acted.to_numpy()[np.arange(len(rows)), acted.columns.get_indexer("acted/" + rows["task"])]
+
+
+def read_lines(folders: Sequence[Path]) -> dict[tuple[str, ...], pd.DataFrame]:
+    """For every environment (its name, its tasks) the rows of runs, with their `seed` and the name of their `line`."""
+    runs, environments = [(*read_run(folder), folder) for folder in folders], {}
+    for record, rows, folder in sorted(runs, key=lambda run: -run[1]["global_step"].max() if len(run[1]) else 0):
+        args, run = record["args"], settings(record)
+        found = environments.setdefault((args["env_id"], *record["tasks"]), [])
+        longer = [path for seed, other, _, path in found if (seed, other) == (args["seed"], run)]
         if rows.empty:
             print(f"{folder} has no evaluation yet", file=sys.stderr)
-            continue
-        env_id, seed, tasks = record["args"]["env_id"], record["args"]["seed"], record["tasks"]
-        own = rows.filter(like="acted/").to_numpy()[np.arange(len(rows)), rows["task"].map(tasks.index)]
-        run = rows["global_step"].max(), str(folder), rows.assign(**{OWN: own, "seed": seed})
-        runs.setdefault(((env_id, *tasks), json.dumps(settings(record)), seed), []).append(run)
-    for (environment, group, _), same in runs.items():
-        *others, (_, longest, rows) = sorted(same, key=lambda run: run[:2])
-        for _, folder, _ in others:
-            print(f"{folder} is left out: {longest} has the same settings and seed", file=sys.stderr)
-        found.setdefault(environment, {}).setdefault(group, []).append(rows)
-    for environment, groups in found.items():
-        every = [json.loads(group) for group in groups]
-        named = [(label(group, every), pd.concat(rows)) for group, rows in zip(every, groups.values(), strict=True)]
-        found[environment] = {f"{name} ({seeds_of(rows)})": rows for name, rows in named}
-    return found
+        elif longer:
+            print(f"{folder} is left out: {longer[0]} has the same settings and seed", file=sys.stderr)
+        else:
+            found.append((args["seed"], run, rows, folder))
+    lines = {}
+    for environment, found in environments.items():
+        if every := [run for _, run, _, _ in found]:
+            rows = pd.concat([rows.assign(seed=seed, line=label(run, every)) for seed, run, rows, _ in found])
+            counts = {line: seeds_of(part) for line, part in rows.groupby("line")}
+            rows["line"], rows[OWN] = [f"{line} ({counts[line]})" for line in rows["line"]], own_share(rows)
+            lines[environment] = rows
+    return lines
 
 
 def seeds_of(rows: pd.DataFrame) -> str:
@@ -133,142 +132,86 @@ def seeds_of(rows: pd.DataFrame) -> str:
     return f"{len(ends)} seeds{fewer}" if len(ends) > 1 else f"seed {ends.index[0]}"
 
 
-# Statistics.
-def curves(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Mean over tasks of a column: index global_step, a column for each seed, NaN where it has not got to."""
-    table = rows.pivot_table(column, "global_step", "seed")
-    return table.interpolate("index", limit_area="inside").dropna(how="all")
+def long_form(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Means over tasks of some columns, one `value` in a row, with the column's name as its `panel`."""
+    keys = ["line", "acting", "seed", "global_step"]
+    rows = rows.melt([*keys, "task"], columns, "panel").dropna(subset="value")
+    return rows.groupby(["panel", *keys], sort=False, as_index=False)["value"].mean()
 
 
-def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95% percentile bootstrap interval of the mean over runs: values [R, ...] -> low, high [...]."""
-    if len(values) == 1:
-        return values[0], values[0]
-    found = bootstrap((values,), np.mean, axis=0, method="percentile", n_resamples=2000, rng=0).confidence_interval
-    return found.low, found.high
+def draw_lines(title: str, rows: pd.DataFrame, colors: dict[str, str]) -> sns.FacetGrid:
+    """A figure of rows in long form: lines in their colours, dashed where mixtures acted."""
+    grid = sns.relplot(
+        rows, x="global_step", y="value", hue="line", hue_order=[*colors], palette=colors, size="line",
+        sizes={line: 2.5 if line == "mean" else 1 for line in colors},
+        legend=False if GREY in colors.values() else "auto",
+        style="acting" if "mixture" in set(rows["acting"]) else None, style_order=["own", "mixture"],
+        col="panel", col_wrap=min(3, rows["panel"].nunique()), height=3.2, aspect=1.4, kind="line",
+        errorbar=("ci", 95), n_boot=500, seed=0, facet_kws={"sharex": False, "sharey": False},
+    )  # fmt: skip
+    for panel, axes in grid.axes_dict.items():
+        axes.set(title=panel, xlabel="environment steps, summed over tasks", ylabel="")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if any(word in panel for word in ("success", OWN, *SUCCESS.values())):
+            axes.set_ylim(-0.05, 1.05)
+    grid.tight_layout()
+    grid.figure.suptitle(title, y=1.01, va="bottom")
+    return grid
 
 
-def improvement(better: np.ndarray, base: np.ndarray) -> float:
-    """Probability that a run of one method beats one of another (Agarwal et al., 2021): [R, N], [R', N], ties half."""
-    pairs = [mannwhitneyu(x, y).statistic / (len(x) * len(y)) for x, y in zip(better.T, base.T, strict=True)]
-    return float(np.mean(pairs))
+def draw_mixtures(title: str, rows: pd.DataFrame) -> plt.Figure | None:
+    """Heat maps of who acted in training, for every line; of one line alone, for each third of its steps.
+
+    Task i's row has the shares of steps in which the policies acted. No figure if they all were its own.
+    """
+    rows, tasks, found = rows[rows["acting"] == "own"], list(rows["task"].unique()), {}
+    rows = rows.dropna(subset=[f"acted/{tasks[0]}"])
+    alone = rows["line"].nunique() == 1
+    third = pd.cut(rows["global_step"], 3, labels=False) if alone else pd.Series(0, rows.index)
+    for (line, _), part in rows.groupby(["line", third], sort=False):
+        mixture = part.groupby("task", sort=False)[[f"acted/{policy}" for policy in tasks]].mean()
+        if not np.allclose(mixture, np.eye(len(tasks))):
+            found[f"to step {part['global_step'].max():,}" if alone else line] = mixture.set_axis(tasks, axis=1)
+    if not found:
+        return None
+    side, columns = min(9, 3.4 + 0.12 * len(tasks)), min(len(found), 3)
+    size = (side + 1) * columns, side * -(-len(found) // columns)
+    figure, grid = plt.subplots(-(-len(found) // columns), columns, figsize=size, squeeze=False, layout="constrained")
+    figure.suptitle(f"{title}: who acted, share of steps")
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, (name, mixture) in zip(grid.flat, found.items(), strict=False):
+        numbers = {"annot": len(tasks) <= FEW, "fmt": ".2f", "annot_kws": {"fontsize": 8}}
+        sns.heatmap(mixture, vmin=0, vmax=1, cmap="Blues", ax=axes, xticklabels=True, yticklabels=True, **numbers)
+        axes.set_axis_on()
+        axes.set(xlabel="acting policy", ylabel="task", title=textwrap.fill(name, int(side * 8)))
+        axes.tick_params(labelsize=min(9, 330 / len(tasks)))
+    return figure
 
 
-def mixture_of(rows: pd.DataFrame) -> np.ndarray:
-    """Mean over runs and evaluations of who acted in training: [N, P]; NaN if none has."""
-    rows = rows[rows["acting"] == "own"]
-    return rows.groupby("task", sort=False)[list(rows.filter(like="acted/"))].mean().to_numpy()
+def plot_runs(folders: Sequence[Path], output: Path) -> None:
+    """Pictures for every environment among the runs."""
+    output.mkdir(parents=True, exist_ok=True)
+    for (env_id, *tasks), rows in read_lines(folders).items():
+        title, path = env_id, output / f"plots-{env_id.replace(':', '-')}.png"
+        skipped = {"global_step", "acting", "task", "episodic_length", "seed", "line", *rows.filter(like="acted/")}
+        columns, lines = [name for name in rows if name not in skipped], rows["line"].unique()
+        palette = sns.color_palette("tab10" if len(lines) <= 10 else "husl", len(lines))
+        colors = dict(zip(lines, palette, strict=True))
+        if len(lines) == 1:
+            title += f", {lines[0]}"
+        if mixtures := draw_mixtures(title, rows):
+            mixtures.savefig(path.with_stem(f"{path.stem}-who-acted"), dpi=100)
+        if len(lines) == 1:
+            own = rows[rows["acting"] == "own"]
+            rows = pd.concat([own.assign(line=own["task"]), own.assign(line="mean")])
+            colors = {task: f"C{k}" if len(tasks) <= FEW else GREY for k, task in enumerate(tasks)} | {"mean": "black"}
+            title += "; grey: tasks, black: their mean" * (len(tasks) > FEW)
+        draw_lines(title, long_form(rows, columns), colors).savefig(path, dpi=100)
+        plt.close("all")
+        print(f"plots in {path}")
 
 
-# Drawing.
-def draw_mean(axes, rows: pd.DataFrame, column: str, band: bool = True, **style) -> None:
-    """A line of a column's mean over tasks and seeds, with a band of its interval over seeds."""
-    table = curves(rows, column)
-    if table.empty:
-        return
-    axes.plot(table.index, table.mean(axis=1), **{"marker": "o" if len(table) == 1 else None} | style)
-    if band:
-        parts = [part.dropna(axis=1) for _, part in table.groupby(list(table.notna().to_numpy().T))]  # by who got there
-        bounds = pd.concat([pd.DataFrame(interval(part.to_numpy().T), columns=part.index) for part in parts], axis=1)
-        bounds = bounds.sort_index(axis=1)
-        axes.fill_between(bounds.columns, *bounds.to_numpy(), color=style["color"], alpha=0.2, linewidth=0)
-    axes.set(title=column.replace("_", " "), xlabel="environment steps, summed over tasks")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if column in SUCCESS.values() or "success" in column or column == OWN:
-        axes.set_ylim(-0.05, 1.05)
-
-
-def draw_groups(axes, groups: dict[str, pd.DataFrame], column: str, colors: dict[str, str]) -> None:
-    """A line for each group of runs, dashed where mixtures acted."""
-    for name, rows in groups.items():
-        for acting, style in (("own", {"label": name}), ("mixture", {"label": f"{name}, mixture", "linestyle": "--"})):
-            draw_mean(axes, rows[rows["acting"] == acting], column, color=colors[name], **style)
-
-
-def draw_tasks(axes, rows: pd.DataFrame, column: str) -> None:
-    """A line for each task, the mean over seeds, and a bold mean over tasks."""
-    rows = rows[rows["acting"] == "own"]
-    tasks = list(rows["task"].unique())
-    for k, task in enumerate(tasks):
-        few = {"color": f"C{k}", "label": task, "marker": "o", "markersize": 3}
-        many = {"color": "0.7", "linewidth": 0.7, "label": "tasks" if k == 0 else None}
-        draw_mean(axes, rows[rows["task"] == task], column, band=False, **(few if len(tasks) <= FEW else many))
-    draw_mean(axes, rows, column, color="black", linewidth=2.5, label="mean", zorder=3)
-
-
-def draw_mixture(axes, mixture: np.ndarray, tasks: Sequence[str]) -> None:
-    """A heat map of shares [N, P]: task i's row says who acted for it."""
-    image = axes.imshow(mixture, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-    size = min(9, 330 / len(tasks))
-    axes.set_xticks(range(len(tasks)), tasks, rotation=90, fontsize=size)
-    axes.set_yticks(range(len(tasks)), tasks, fontsize=size)
-    axes.set(xlabel="acting policy, share of steps", ylabel="task")
-    for (i, j), share in np.ndenumerate(mixture) if len(tasks) <= FEW else ():
-        color = "white" if share > 0.5 else "black"
-        axes.text(j, i, f"{share:.2f}", ha="center", va="center", color=color, fontsize=8)
-    axes.figure.colorbar(image, ax=axes, shrink=0.7)
-
-
-def grid(figure, count: int, columns: int) -> list:
-    """So many axes, in rows."""
-    axes = list(figure.subplots(-(-count // columns), columns, squeeze=False).flat)
-    for unused in axes[count:]:
-        unused.set_axis_off()
-    return axes[:count]
-
-
-def draw(path: Path, title: str, panels: Sequence, mixtures: dict[str, np.ndarray], tasks: Sequence[str]) -> Path:
-    """A picture: `panels`, functions that draw on axes, above `mixtures`. Returns its path."""
-    side, columns = min(9, 3.4 + 0.12 * len(tasks)), min(len(panels), 4)
-    of_mixtures = max(1, min(len(mixtures), int(max(4.8 * columns, 17) // (side + 1))))
-    width = max(4.8 * columns, 8, (side + 1) * of_mixtures * bool(mixtures))
-    heights = [3.6 * -(-len(panels) // columns) + 0.6, side * -(-len(mixtures) // of_mixtures)]
-    figure = plt.figure(figsize=(width, sum(heights)), layout="constrained")
-    figure.suptitle(title, fontweight="bold")
-    top, bottom = figure.subfigures(2, 1, height_ratios=heights) if mixtures else (figure, None)
-
-    handles = {}
-    for axes, panel in zip(grid(top, len(panels), columns), panels, strict=True):
-        panel(axes)
-        handles |= {name: line for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    of_legend = max(1, int(width * 10 / (max(map(len, handles), default=0) + 8)))
-    top.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=of_legend)
-    cells = grid(bottom, len(mixtures), of_mixtures) if mixtures else []
-    for axes, (name, mixture) in zip(cells, mixtures.items(), strict=True):
-        draw_mixture(axes, mixture, tasks)
-        axes.set_title(textwrap.fill(f"who acted: {name}", int(side * 10), break_on_hyphens=False), fontsize="medium")
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-    return path
-
-
-def plot_runs(folders: Sequence[Path], output: Path) -> list[Path]:
-    """A picture for every environment among the runs. Returns their paths."""
-    paths = []
-    for (env_id, *tasks), groups in read_groups(folders).items():
-        rows, title = pd.concat(groups.values()), env_id
-        skipped = {"global_step", "acting", "task", "episodic_length", "seed", *rows.filter(like="acted/")}
-        columns = [name for name in rows if name not in skipped and rows[name].notna().any()]
-        mixtures = {name: mixture_of(rows) for name, rows in groups.items()}
-        if len(groups) == 1:
-            title += f", {next(iter(groups))}"
-            panels = [partial(draw_tasks, rows=rows, column=column) for column in columns]
-            if len(tasks) <= 2 * FEW:
-                acted = rows[rows[f"acted/{tasks[0]}"].notna() & (rows["acting"] == "own")]
-                thirds = [steps for steps in np.array_split(np.sort(acted["global_step"].unique()), 3) if len(steps)]
-                titles = [f"evaluations at {steps[0]:,} to {steps[-1]:,}" for steps in thirds]
-                parts = [mixture_of(acted[acted["global_step"].isin(steps)]) for steps in thirds]
-                mixtures = dict(zip(titles, parts, strict=True))
-        else:
-            colors = {name: f"C{k % 10}" for k, name in enumerate(groups)}
-            panels = [partial(draw_groups, groups=groups, column=column, colors=colors) for column in columns]
-        mixtures = {k: m for k, m in mixtures.items() if np.isfinite(m).all() and not np.allclose(m, np.eye(len(m)))}
-        output.mkdir(parents=True, exist_ok=True)
-        paths.append(draw(output / f"plots-{env_id.replace(':', '-')}.png", title, panels, mixtures, tasks))
-    return paths
-
-
-# Results of this repository.
 def gather(folders: Sequence[Path]) -> None:
     """Put runs of benchmark/run.py into the CSV files of benchmark/results/."""
     evaluations, records = {}, []
@@ -305,70 +248,52 @@ def merge(path: Path, new: list[pd.DataFrame], key: list[str]) -> None:
     rows.sort_values(key, kind="stable").to_csv(path, index=False, float_format="%.5g")
 
 
-class Comparison:
-    """The runs of a script in an environment, up to the step that all of them have reached."""
-
-    def __init__(self, env_id: str, script: str, rows: pd.DataFrame):
-        rows = rows[rows["script"] == script]
-        self.env_id, self.script, self.column = env_id, script, SUCCESS.get(env_id, "success_rate")
-        self.end = int(rows.groupby(["method", "seed"])["global_step"].max().min())
-        self.rows, self.tasks = rows[rows["global_step"] <= self.end], list(rows["task"].unique())
-        self.methods = [method for method in METHODS if method in set(rows["method"])]
-        self.paper = dict(zip(("base", "qmp"), PAPER.get(env_id, {}).get(script, ()), strict=False))
-
-    def of(self, method: str) -> pd.DataFrame:
-        """Rows of a method."""
-        return self.rows[self.rows["method"] == method]
-
-    def final(self, method: str, acting: str = "own") -> np.ndarray:
-        """Success in the last tenth of the steps: [R, N]."""
-        rows = self.of(method)
-        rows = rows[(rows["acting"] == acting) & (rows["global_step"] > 0.9 * self.end)]
-        return rows.pivot_table(self.column, "seed", "task").to_numpy()
-
-    def cells(self, method: str, acting: str = "own") -> list[str]:
-        """Final success of a method: mean over runs and tasks with its interval over runs; and the paper's."""
-        if not len(values := self.final(method, acting)):
-            return ["", ""]
-        low, high = interval(values.mean(1))
-        brackets = f"[{low:.2f}, {high:.2f}]" if len(values) > 1 else "(1 seed)"
-        return [f"{values.mean():.2f} {brackets}", f"{self.paper[method]:.2f}" if method in self.paper else ""]
-
-    def tables(self) -> str:
-        """Final success of the methods; and the median step of every task's first evaluation without a failure."""
-        finals, solved = [], []
-        for method in self.methods:
-            values, rows = self.final(method), self.of(method)
-            iqm = f"{trim_mean(values.ravel(), 0.25):.2f}" if len(values) >= 5 else ""
-            against = "base" in self.methods and method != "base"
-            better = f"{improvement(values, self.final('base')):.2f}" if against else ""
-            (own, paper), (mixture, _) = self.cells(method), self.cells(method, "mixture")
-            finals.append([method, str(len(values)), own, iqm, mixture, better, paper])
-            first = rows[(rows[self.column] == 1) & (rows["acting"] == "own")]
-            first = first.groupby(["task", "seed"])["global_step"].min().groupby("task")
-            steps = {task: f"{steps.median():,.0f} ({len(steps)} of {len(values)})" for task, steps in first}
-            solved.append([method, *(steps.get(task, "never") for task in self.tasks)])
-        head = ["", "seeds", "success [95%]", "IQM", "of its mixtures", "probability to beat base", "paper"]
-        text = table(head, finals)
-        if len(self.tasks) <= 2 * FEW:
-            text += f"\nSteps until no episode of a task fails:\n\n{table(['', *self.tasks], solved)}"
-        return text
-
-    def draw(self, axes, column: str, methods: Sequence[str]) -> None:
-        """Curves of methods, and the paper's final values dotted."""
-        colors = {method: f"C{k}" for k, method in enumerate(METHODS)}
-        groups = {method: self.of(method) for method in methods if method in self.methods}
-        draw_groups(axes, groups, column, colors)
-        axes.set_title(f"{self.env_id}, {self.script}\n{column.replace('_', ' ')}", fontsize="medium")
-        for method in groups.keys() & self.paper.keys() if column == self.column else ():
-            axes.axhline(self.paper[method], color=colors[method], linestyle=":", label=f"{method}, paper")
+def interval(values: np.ndarray) -> str:
+    """Mean over runs of values [R], with the 95% percentile bootstrap interval of the mean."""
+    if len(values) < 2:
+        return f"{values.mean():.2f} (1 seed)"
+    ends = bootstrap((values,), np.mean, method="percentile", n_resamples=2000, rng=0).confidence_interval
+    return f"{values.mean():.2f} [{ends.low:.2f}, {ends.high:.2f}]"
 
 
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def improvement(better: np.ndarray, base: np.ndarray) -> float:
+    """Probability that a run of one method beats one of another (Agarwal et al., 2021): [R, N], [R', N], ties half."""
+    pairs = [mannwhitneyu(x, y).statistic / (len(x) * len(y)) for x, y in zip(better.T, base.T, strict=True)]
+    return float(np.mean(pairs))
+
+
+def summary(rows: pd.DataFrame, column: str, paper: dict[str, float]) -> pd.DataFrame:
+    """Final success of every method of a script, as cells of a table: rows of runs up to the same step."""
+    scores, cells = {}, {}
+    last = rows[rows["global_step"] > 0.9 * rows["global_step"].max()]
+    for key, part in last.groupby(["acting", "line"]):
+        scores[key] = part.pivot_table(column, "seed", "task").to_numpy()  # [R, N]
+    mean = long_form(rows[rows["acting"] == "own"], [column])
+    first = mean[mean["value"] == 1].groupby(["line", "seed"])["global_step"].min()
+    for method in METHODS:
+        if ("own", method) in scores:
+            values, mixture = scores["own", method], scores.get(("mixture", method))
+            base = scores.get(("own", "base")) if method != "base" else None
+            steps = first[first.index.get_level_values("line") == method]
+            cells[method] = {
+                "seeds": str(len(values)),
+                "success [95%]": interval(values.mean(1)),
+                "IQM": f"{trim_mean(values.ravel(), 0.25):.2f}" if len(values) >= 5 else "",
+                "of its mixtures": "" if mixture is None else interval(mixture.mean(1)),
+                "probability to beat base": "" if base is None else f"{improvement(values, base):.2f}",
+                "paper": f"{paper[method]:.2f}" if method in paper else "",
+                "first without a failure": f"{steps.median():,.0f} ({len(steps)} of {len(values)})"
+                if len(steps)
+                else "",
+            }
+    return pd.DataFrame(cells).T
+
+
+def table(cells: pd.DataFrame) -> str:
     """A table in Markdown, without columns that are empty."""
-    kept = [k for k in range(len(head)) if any(line[k] for line in lines)]
-    rows = [[row[k] for k in kept] for row in (head, ["---"] * len(head), *lines)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    cells = cells.loc[:, (cells != "").any()]
+    lines = [["", *cells.columns], ["---"] * (len(cells.columns) + 1), *cells.reset_index().to_numpy()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def insert(path: Path, text: str) -> None:
@@ -377,32 +302,48 @@ def insert(path: Path, text: str) -> None:
     path.write_text(re.sub(marks, lambda found: f"{found[1]}\n{text}\n{found[2]}", path.read_text(), flags=re.S))
 
 
+def save(name: str, title: str, rows: pd.DataFrame, paper: dict[str, dict[str, float]]) -> str:
+    """A figure of results: rows in long form, and dotted the paper's values by panel and method. Returns its link."""
+    colors = {method: f"C{k}" for k, method in enumerate(METHODS) if method in set(rows["line"])}
+    grid = draw_lines(title, rows, colors)
+    for panel, axes in grid.axes_dict.items():
+        for method, value in paper.get(panel, {}).items():
+            axes.axhline(value, color=colors.get(method), linestyle=":")
+    grid.savefig(RESULTS / f"{name}.png", dpi=100)
+    return f"![{title}](RESULTS/{name}.png)\n"
+
+
 def write_results() -> None:
     """Figures and tables from the CSV files of benchmark/results/."""
     records = pd.read_csv(RESULTS / "runs.csv")
-    text, overview, panels = "", [], []
-    for env_id in records["env_id"].unique():
-        name = env_id.replace(":", "-")
-        rows = pd.read_csv(RESULTS / f"{name}.csv")
-        comparisons = [Comparison(env_id, script, rows) for script in Script.__args__ if script in set(rows["script"])]
+    text, overview, curves, ends = "", {}, [], {}
+    for env_id, of_env in records.groupby("env_id"):
+        name, success, parts = env_id.replace(":", "-"), SUCCESS.get(env_id, "success_rate"), []
+        rows = pd.read_csv(RESULTS / f"{name}.csv").rename(columns={"method": "line"})
+        rows[OWN] = own_share(rows)
         text += f"## {env_id}\n"
-        for found in comparisons:
-            chosen = records[(records["env_id"] == env_id) & (records["script"] == found.script)]
-            commands = "\n".join(chosen.drop_duplicates("method")["command"].astype(str))
-            text += f"\n### {found.script}.py, {found.end:,} steps\n\n```\n{commands}\n```\n\n{found.tables()}"
-            cells = [found.cells(method) if method in found.methods else ["", ""] for method in ("base", "qmp")]
-            overview.append([env_id, f"`{found.script}.py`", f"{found.end:,}", *cells[0], *cells[1]])
-            panels.append(partial(found.draw, column=found.column, methods=("base", "qmp")))
-        parts = [partial(found.draw, column=found.column, methods=METHODS) for found in comparisons]
-        switches = [method for method in METHODS if method.startswith("qmp")]
-        parts += [partial(found.draw, column="advantage", methods=switches) for found in comparisons]
-        mixtures = {found.script: mixture_of(found.of("qmp")) for found in comparisons if "qmp" in found.methods}
-        print(draw(RESULTS / f"{name}.png", env_id, parts, mixtures, comparisons[0].tasks))
-        text += f"\n![{env_id}](../benchmark/results/{name}.png)\n\n"
-    print(draw(RESULTS / "success.png", "Success of base methods, and with QMP", panels, {}, ()))
+        for script in filter(set(rows["script"]).__contains__, Script.__args__):
+            found, panel = rows[rows["script"] == script], f"{env_id}, {script}: {success}"
+            end = found.groupby(["line", "seed"])["global_step"].max().min()
+            found = found[found["global_step"] <= end]
+            ends[panel] = dict(zip(("base", "qmp"), PAPER.get(env_id, {}).get(script, ()), strict=False))
+            cells, columns = summary(found, success, ends[panel]), ["success [95%]", "paper"]
+            commands = of_env[of_env["script"] == script].drop_duplicates("method")["command"].str.cat(sep="\n")
+            text += f"\n### {script}.py, {end:,} steps\n\n```\n{commands}\n```\n\n{table(cells)}"
+            pair = cells.reindex(["base", "qmp"])[columns].fillna("").stack()
+            pair.index = ["base", "paper: base", "qmp", "paper: qmp"]
+            overview[f"{env_id}, `{script}.py`"] = {"steps": f"{end:,}", **pair}
+            curve = long_form(found, [success, OWN, "advantage"])
+            curve = curve[curve["line"].str.startswith("qmp") | (curve["panel"] == success)]
+            parts.append(curve.assign(panel=f"{env_id}, {script}: " + curve["panel"]))
+            if figure := draw_mixtures(f"{env_id}, {script}, qmp", found[found["line"] == "qmp"]):
+                figure.savefig(RESULTS / f"{name}-{script}.png", dpi=100)
+                text += f"\n![Who acted](../benchmark/results/{name}-{script}.png)\n"
+        text += "\n" + save(name, env_id, pd.concat(parts), ends).replace("RESULTS", "../benchmark/results") + "\n"
+        curves += [part[part["line"].isin(["base", "qmp"]) & part["panel"].isin([*ends])] for part in parts]
     insert(ROOT / "docs" / "results.md", text.rstrip() + "\n")
-    head = ["", "script", "steps", "base", "paper: base", "qmp", "paper: qmp"]
-    insert(ROOT / "README.md", f"{table(head, overview)}\n![Success against steps](benchmark/results/success.png)\n")
+    figure = save("success", "Success of base methods, and with QMP", pd.concat(curves), ends)
+    insert(ROOT / "README.md", f"{table(pd.DataFrame(overview).T)}\n{figure.replace('RESULTS', 'benchmark/results')}")
 
 
 def main(args: Args) -> int:
@@ -418,9 +359,7 @@ def main(args: Args) -> int:
         return 0
     if not args.runs:
         roots = folders = [max(folders, key=lambda folder: (folder / "evaluations.csv").stat().st_mtime)]
-    common = Path(os.path.commonpath([root.resolve() for root in roots]))
-    for path in plot_runs(folders, args.output or common):
-        print(f"plots in {path}")
+    plot_runs(folders, args.output or Path(os.path.commonpath([root.resolve() for root in roots])))
     return 0
 
 

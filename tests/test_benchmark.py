@@ -10,6 +10,7 @@ import sys
 import time
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ import pytest
 import run
 import torch
 import tyro
+from matplotlib.colors import to_rgb
 from torch.utils.tensorboard import SummaryWriter
 
 from envs import TASKS
@@ -210,34 +212,48 @@ def figures(monkeypatch):
     plot.plt.close("all")
 
 
-def panels(figure):
-    """Axes of a figure by their titles."""
-    return {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+def lines(figure, panel):
+    """Points of the lines in a panel, by their names in the legend."""
+    (axes,) = (axes for axes in figure.axes if axes.get_title() == panel)
+    legend = figure.legends[0]
+    names = {
+        tuple(to_rgb(handle.get_color())): text.get_text()
+        for handle, text in zip(legend.legend_handles, legend.texts, strict=True)
+        if text.get_text() not in ("line", "acting", "own", "mixture")
+    }
+    return {names[to_rgb(line.get_color())]: line.get_xydata().tolist() for line in axes.lines if len(line.get_xdata())}
+
+
+def heights(points):
+    """The y of points."""
+    return [y for _, y in points]
 
 
 def test_one_run_shows_tasks_mean_and_mixture(tmp_path, figures):
     folder = make_run(tmp_path / "run", [0, 0.5, 1])
     assert plot.main(plot.Args(runs=(folder,))) == 0
     assert (folder / "plots-PointReach-v0.png").stat().st_size > 10_000
-    assert figures["plots-PointReach-v0.png"].get_suptitle() == "PointReach-v0, qmp_sac (seed 1)"
-    found = panels(figures["plots-PointReach-v0.png"])
-    assert [*found][:4] == ["success rate", "episodic return", "height", "own policy's share of acting"]
-    lines = {line.get_label(): line.get_ydata().tolist() for line in found["episodic return"].lines}
-    assert lines == {"a": [-1, -2, -3], "b": [-2, -3, -4], "mean": [-1.5, -2.5, -3.5]}
-    mixture = found["who acted: evaluations at 300 to 300"]
-    assert mixture.images[0].get_array().tolist() == [[0.75, 0.25], [0.25, 0.75]]
-    assert [text.get_text() for text in mixture.get_xticklabels()] == ["a", "b"]
-    assert [text.get_text() for text in mixture.texts] == ["0.75", "0.25", "0.25", "0.75"]
+    figure = figures["plots-PointReach-v0.png"]
+    assert figure.get_suptitle() == "PointReach-v0, qmp_sac (seed 1)"
+    assert [axes.get_title() for axes in figure.axes] == ["success_rate", "episodic_return", "height", plot.OWN]
+    returns = {name: heights(points) for name, points in lines(figure, "episodic_return").items()}
+    assert returns == {"a": [-1, -2, -3], "b": [-2, -3, -4], "mean": [-1.5, -2.5, -3.5]}
+    *thirds, _, _, _ = figures["plots-PointReach-v0-who-acted.png"].axes  # and their colour bars
+    assert [axes.get_title() for axes in thirds] == ["to step 100", "to step 200", "to step 300"]
+    assert thirds[2].collections[0].get_array().tolist() == [[0.75, 0.25], [0.25, 0.75]]
+    assert [text.get_text() for text in thirds[2].get_xticklabels()] == ["a", "b"]
+    assert [text.get_text() for text in thirds[2].texts] == ["0.75", "0.25", "0.25", "0.75"]
 
 
 def test_many_tasks_are_grey_and_success_may_be_unknown(tmp_path, figures):
     make_run(tmp_path / "run", [np.nan, np.nan], tasks=[f"task {i}" for i in range(20)])
     plot.main(plot.Args(runs=(tmp_path,)))
-    found = panels(figures["plots-PointReach-v0.png"])
-    assert "success rate" not in found
-    *tasks, mean = found["episodic return"].lines
-    assert {line.get_color() for line in tasks} == {"0.7"} and len(tasks) == 20 and mean.get_linewidth() > 2
-    mixture = found["who acted: qmp_sac (seed 1)"]
+    figure = figures["plots-PointReach-v0.png"]
+    assert [axes.get_title() for axes in figure.axes] == ["episodic_return", "height", plot.OWN]
+    *tasks, mean = (line for line in figure.axes[0].lines if len(line.get_xdata()))
+    assert {line.get_color() for line in tasks} == {"0.7"} and len(tasks) == 20
+    assert mean.get_color() == "black" and mean.get_linewidth() > 2
+    mixture = figures["plots-PointReach-v0-who-acted.png"].axes[0]
     assert not mixture.texts and len(mixture.get_xticklabels()) == 20
 
 
@@ -248,32 +264,28 @@ def test_runs_that_differ_by_their_seed_are_one_line(tmp_path, figures):
     make_run(tmp_path / "period", [1, 1], batch_size=32, switch_period=10)
     make_run(tmp_path / "batch", [1, 0], batch_size=64)
     assert plot.main(plot.Args(runs=(tmp_path,), output=tmp_path / "out")) == 0
-    assert figures["plots-PointReach-v0.png"].get_suptitle() == "PointReach-v0"
-    axes = panels(figures["plots-PointReach-v0.png"])["success rate"]
-    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    assert lines == {
-        "--no-qmp (3 seeds)": [[100, 0.5], [200, 0.5], [300, 0.5], [400, 0.5]],
-        "--switch-period 10 (seed 1)": [[100, 1], [200, 1]],
-        "--batch-size 64 (seed 1)": [[100, 1], [200, 0]],
-        "qmp_sac (3 seeds)": [[100, 0], [200, 0.5], [300, 0.5]],
+    figure = figures["plots-PointReach-v0.png"]
+    assert figure.get_suptitle() == "PointReach-v0"
+    assert lines(figure, "success_rate") == {
+        "--no-qmp --batch-size 32 (3 seeds)": [[100, 0.5], [200, 0.5], [300, 0.5], [400, 0.5]],
+        "--qmp --switch-period 10 --batch-size 32 (seed 1)": [[100, 1], [200, 1]],
+        "--qmp --switch-period 1 --batch-size 64 (seed 1)": [[100, 1], [200, 0]],
+        "--qmp --switch-period 1 --batch-size 32 (3 seeds)": [[100, 0], [200, 0.5], [300, 0.5]],
     }
-    assert band(axes, "qmp_sac (3 seeds)") == {100: [0], 200: [0.5], 300: [0, 1]}
+    vertices = np.concatenate([path.vertices for band in figure.axes[0].collections for path in band.get_paths()])
+    ends = [y for x, y in vertices if x == 300]
+    assert min(ends) < 0.2 and max(ends) > 0.8  # the mean of resamples is 0, or 1, once in 27 times
+    assert len([axes for axes in figures["plots-PointReach-v0-who-acted.png"].axes if axes.get_title()]) == 4
 
 
-def band(axes, label):
-    """Ends of the interval of a line, by step."""
-    vertices = axes.collections[[line.get_label() for line in axes.lines].index(label)].get_paths()[0].vertices
-    return {step: sorted({y for x, y in vertices if x == step}) for step in sorted(set(vertices[:, 0]))}
-
-
-def test_lines_are_named_by_flags_in_which_few_differ():
-    """By those of all, if none of the values has a majority."""
-    groups = [{"script": "qmp_sac", "qmp": True, "tau": 1, "hidden_sizes": [8, 8]}, {"script": "qmp_sac", "qmp": False}]
-    groups += [groups[0] | {"tau": 2}, groups[0] | {"script": "qmp_dnc", "hidden_sizes": [8]}]
-    assert [plot.label(group, groups[:2]) for group in groups[:2]] == ["--qmp", "--no-qmp"]
-    names = ["qmp_sac", "qmp_sac --no-qmp", "qmp_sac --tau 2", "qmp_dnc --hidden-sizes 8"]
-    assert [plot.label(group, groups) for group in groups] == names
-    assert [plot.label(groups[k], [groups[0], groups[2]]) for k in (0, 2)] == ["--tau 1", "--tau 2"]
+def test_lines_are_named_by_the_flags_in_which_they_differ():
+    runs = [{"script": "qmp_sac", "qmp": True, "tau": 1, "hidden_sizes": [8, 8]}, {"script": "qmp_sac", "qmp": False}]
+    assert [plot.label(run, runs) for run in runs] == ["--qmp", "--no-qmp"]
+    assert [plot.label(run, runs[:1]) for run in runs[:1]] == ["qmp_sac"]
+    runs += [runs[0] | {"tau": 2}, runs[0] | {"script": "qmp_dnc", "hidden_sizes": [8]}]
+    names = ["qmp_sac --qmp --tau 1 --hidden-sizes 8 8", "qmp_sac --no-qmp"]
+    names += ["qmp_sac --qmp --tau 2 --hidden-sizes 8 8", "qmp_dnc --qmp --tau 1 --hidden-sizes 8"]
+    assert [plot.label(run, runs) for run in runs] == names
 
 
 def test_a_mean_is_over_the_seeds_that_got_there_each_once(tmp_path, figures, capsys):
@@ -284,13 +296,10 @@ def test_a_mean_is_over_the_seeds_that_got_there_each_once(tmp_path, figures, ca
     other = make_run(tmp_path / "other", [0], qmp=False)
     plot.main(plot.Args(runs=(tmp_path, tmp_path / "a", tmp_path / "link"), output=tmp_path))
     assert capsys.readouterr().err == f"{tmp_path}/again is left out: {tmp_path}/a has the same settings and seed\n"
-    axes = panels(figures["plots-PointReach-v0.png"])["success rate"]
-    name = "--qmp (3 seeds, fewer after step 100)"
-    (line,) = [line for line in axes.lines if line.get_label() == name]
-    assert line.get_xydata().tolist() == [[100, 0.5], [200, 0.5], [300, 0.75], [400, 0]]
-    assert band(axes, name) == {100: [0, 1], 200: [0, 1], 300: [0.5, 1], 400: [0]}
+    found = lines(figures["plots-PointReach-v0.png"], "success_rate")
+    assert found["--qmp (3 seeds, fewer after step 100)"] == [[100, 0.5], [200, 0.5], [300, 0.75], [400, 0]]
     plot.main(plot.Args(runs=(tmp_path / "b", tmp_path / "b", other)))
-    assert "--qmp (seed 2)" in {line.get_label() for line in figures["plots-PointReach-v0.png"].axes[0].lines}
+    assert "--qmp (seed 2)" in lines(figures["plots-PointReach-v0.png"], "success_rate")
 
 
 def test_a_run_that_is_just_being_written(tmp_path):
@@ -310,14 +319,16 @@ def test_plots_the_newest_run_with_any_back_end(tmp_path, monkeypatch, capsys):
         os.utime(make_run(tmp_path / "runs" / name, [0, 1]) / "evaluations.csv", (modified, modified))
     environment = os.environ | {"MPLBACKEND": "nonsense"}
     assert subprocess.run([sys.executable, ROOT / "benchmark" / "plot.py"], env=environment).returncode == 0
-    assert [path.parent.name for path in tmp_path.rglob("*.png")] == ["newest"]
+    assert {path.parent.name for path in tmp_path.rglob("*.png")} == {"newest"}
 
 
 def test_interval_is_that_of_many_resamples():
-    values = np.random.default_rng(1).random((7, 3))
+    values = np.random.default_rng(1).random(7)
     picks = np.random.default_rng(2).integers(7, size=(100_000, 7))
-    expected = np.quantile(values[picks].mean(1), (0.025, 0.975), axis=0)
-    assert np.allclose(plot.interval(values), expected, atol=0.02)
+    expected = np.quantile(values[picks].mean(1), (0.025, 0.975))
+    mean, low, high = (float(word.strip("[,]")) for word in plot.interval(values).split())
+    assert mean == pytest.approx(values.mean(), abs=0.005) and (low, high) == pytest.approx(expected, abs=0.02)
+    assert plot.interval(values[:1]) == f"{values[0]:.2f} (1 seed)"
 
 
 def test_probability_of_improvement():
@@ -368,14 +379,14 @@ def test_results_are_gathered_and_told(repository, figures):
     assert set(records["hours"]) == {0.5} and set(records["global_step"]) == {1000}
     assert set(records["command"]) == {"python qmp_sac.py --qmp", "python qmp_sac.py --base"}
     assert overview.startswith("before\n") and overview.endswith("after\n")
-    low, high = plot.interval(np.array([0.2, 0.4, 0.6, 0.8, 1.0]))
-    assert f"| 1,000 | 0.50 [0.50, 0.50] | 0.60 | 0.60 [{low:.2f}, {high:.2f}] | 0.72 |" in overview
+    success = plot.interval(np.array([0.2, 0.4, 0.6, 0.8, 1.0]))
+    assert f"| 1,000 | 0.50 [0.50, 0.50] | 0.60 | {success} | 0.72 |" in overview
     # Of the seeds 0.2 and 0.4 lose against 0.5.
-    assert f"| qmp | 5 | 0.60 [{low:.2f}, {high:.2f}] | 0.60 | 0.60 | 0.72 |" in details
-    assert "| qmp | 200 (5 of 5) | 200 (5 of 5) |" in details and "| base | never | never |" in details
+    assert f"| qmp | 5 | {success} | 0.60 | 0.60 | 0.72 | 200 (5 of 5) |" in details
+    assert "| base | 5 | 0.50 [0.50, 0.50] | 0.50 |  | 0.60 |  |" in details
     assert "```\npython qmp_sac.py --base\npython qmp_sac.py --qmp\n```" in details
-    success = panels(figures["success.png"])["Maze-v0, qmp_sac\nsuccess rate"]
-    assert {line.get_label(): line.get_ydata()[-1] for line in success.lines}["qmp, paper"] == 0.72
+    (axes,) = figures["success.png"].axes
+    assert [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"] == [0.60, 0.72]
 
 
 def test_results_are_kept_unless_a_run_has_got_further(repository):
@@ -398,7 +409,9 @@ def test_results_are_kept_unless_a_run_has_got_further(repository):
 
 def test_the_docs_show_the_committed_results(tmp_path, monkeypatch):
     """The tables in README.md and docs/results.md are those of the CSV files, if there are any yet."""
-    monkeypatch.setattr(plot, "draw", lambda path, *_: path)
+    figure = SimpleNamespace(axes_dict={}, savefig=lambda *_, **__: None)
+    monkeypatch.setattr(plot, "draw_lines", lambda *_: figure)
+    monkeypatch.setattr(plot, "draw_mixtures", lambda _, rows: figure if len(rows) else None)
     monkeypatch.setattr(plot, "ROOT", tmp_path)
     (tmp_path / "docs").mkdir()
     for _ in plot.RESULTS.glob("runs.csv"):
