@@ -1,7 +1,7 @@
 """How long is a turn of training, and its parts; what does the switch cost; what is gained by stacking N agents?
 
     python benchmark/speed.py                                         # a table, in some minutes
-    python benchmark/speed.py --cuda --csv speed.csv                  # on the GPU, and into a file
+    python benchmark/speed.py --cuda                                  # on the GPU
     python benchmark/speed.py --env-ids --tasks 10 --batch-size 256   # ten tasks without environments
 
 In a turn every task acts, steps and stores, and the turn's share of the updates is made: by qmp_sac.py with QMP,
@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -47,8 +46,6 @@ class Args:
     """time for each environment or number of tasks"""
     cuda: bool = False
     """measure on the GPU"""
-    csv: Path | None = None
-    """file to write the table to"""
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -164,8 +161,6 @@ def main(args: Args) -> pd.DataFrame:
     table["qmp / base"], table["plain / qmp"] = table["qmp"] / table["base"], table["plain"] / table["qmp"]
     where = torch.cuda.get_device_name() if args.cuda else f"one thread of {os.cpu_count()}"
     print(f"ms on {where}, PyTorch {torch.__version__}\n{table.to_string(index=False, float_format='%.3g')}")
-    if args.csv:
-        table.to_csv(args.csv, index=False, float_format="%.4g")
     return table
 
 

@@ -1,9 +1,5 @@
-"""What speed.py measures against does what the stacked agent does; every part of a turn counts; peers take turns."""
+"""What speed.py measures against does what the stacked agent does; every part of a turn counts; peers are compared."""
 
-from types import SimpleNamespace
-
-import gymnasium as gym
-import pandas as pd
 import peers
 import pytest
 import speed
@@ -67,40 +63,33 @@ def test_plain_agents_choose_as_the_switch_does(both):
         torch.testing.assert_close(speed.plain_act(plain, obs, noise), actions)
 
 
-def test_a_table_of_every_part(tmp_path):
-    where = {"env_ids": ("PointReach-v0", "Maze-v0"), "tasks": (2,), "seconds": 0, "csv": tmp_path / "speed.csv"}
-    speed.main(speed.Args(**where))
-    table = pd.read_csv(tmp_path / "speed.csv")
+def test_a_table_of_every_part():
+    table = speed.main(speed.Args(env_ids=("PointReach-v0", "Maze-v0"), tasks=(2,), seconds=0))
     maze = table[table["environment"] == "Maze-v0"].set_index("part of a turn")
     assert list(maze.index) == ["act", "step", "store", "update", "turn"] and set(maze["N"]) == {10}
     for column in ("qmp", "base", "plain"):
         assert maze[column].iloc[:-1].sum() == pytest.approx(maze[column].iloc[-1], rel=1e-2)
-    assert list(table[table["environment"].isna()]["part of a turn"]) == ["act", "store", "update", "turn"]
+    assert list(table[table["environment"] == ""]["part of a turn"]) == ["act", "store", "update", "turn"]
 
 
-def test_a_clock_times_the_steps_between_its_halts(monkeypatch, capsys):
-    """On a processor that needs two seconds for a step of the environment, and 1,000 for the wait at a halt."""
-    now, env = [0.0], gym.make("Pendulum-v1")
-    env.reset(seed=0)
-    result = env.step(env.action_space.sample())
+def test_the_time_of_a_peer_s_step(monkeypatch, capsys):
+    """Where a start takes 7 s, a step and its updates of all ten of our tasks 0.02 s, and of a peer's one 0.004 s."""
 
-    def pass_time(seconds, returns):
-        now[0] += seconds
-        return returns
+    def seconds(command, folder):
+        if "-c" in command:
+            return 7 + 0.004 * int(command[-1].rpartition("learn(")[2].rstrip(")"))
+        return 7 + 0.002 * int(command[command.index("--total-timesteps") + 1])
 
-    monkeypatch.setattr(peers.time, "process_time", lambda: now[0])
-    monkeypatch.setattr(peers.sys, "stdin", SimpleNamespace(readline=lambda: pass_time(1000, "\n")))
-    monkeypatch.setattr(env, "step", lambda action: pass_time(2, result))
-    clock = peers.Clock(env)
-    for _ in range(peers.WARM_UP + 2 * peers.STEPS + 1):
-        assert clock.step(None) is result
-    expected = [2 * peers.WARM_UP, 2 * peers.STEPS, 2 * peers.STEPS]
-    assert [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()] == expected
+    monkeypatch.setattr(peers, "seconds", seconds)
+    peers.main(ours=("qmp_sac.py --no-qmp",), peers=("sbx=/python",), rounds=3)
+    _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split(maxsplit=2) for row in rows] == [
+        ["2.00", "1.00", "qmp_sac.py --no-qmp"],
+        ["4.00", "2.00", "sbx=/python"],
+    ]
 
 
-def test_peers_take_turns(capfd):
-    small = "qmp_sac.py --hidden-sizes 4 --batch-size 4"
-    peers.main(ours=(small, f"{small} --no-qmp"), rounds=2)
-    header, *rows = capfd.readouterr().out.splitlines()
-    assert header.endswith(small) and [row.split(maxsplit=2)[2] for row in rows] == [small, f"{small} --no-qmp"]
-    assert rows[0].split()[1] == "1.00" and all(float(number) > 0 for row in rows for number in row.split()[:2])
+def test_ours_run_among_peers(monkeypatch, capsys):
+    monkeypatch.setattr(peers, "STEPS", 101)
+    peers.main(ours=("qmp_sac.py --hidden-sizes 4",), rounds=1, steps=20)
+    assert capsys.readouterr().out.endswith("1.00  qmp_sac.py --hidden-sizes 4\n")
