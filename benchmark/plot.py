@@ -213,13 +213,13 @@ def plot_runs(folders: Sequence[Path], output: Path) -> None:
 
 
 def gather(folders: Sequence[Path]) -> None:
-    """Put runs of benchmark/run.py into the CSV files of benchmark/results/."""
+    """Put the finished runs of benchmark/run.py into the CSV files of benchmark/results/."""
     evaluations, records = {}, []
     for folder in folders:
-        record, rows = read_run(folder)
-        _, script, method, seed = [*folder.name.split("__"), *4 * [""]][:4]
-        if rows.empty or method not in METHODS:
+        (record, rows), log = read_run(folder), log_of(folder)
+        if not log or not log[-1].startswith("exit code 0 "):
             continue
+        _, script, method, seed = folder.name.split("__")
         run, env_id = {"script": script, "method": method, "seed": int(seed)}, record["args"]["env_id"]
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
         logged = [tag for tag in events.Tags()["scalars"] if tag.startswith("switch/advantage/")]
@@ -227,10 +227,9 @@ def gather(folders: Sequence[Path]) -> None:
         keys = zip(rows["global_step"], rows["task"], rows["acting"], strict=True)
         rows = rows.assign(advantage=[advantage.get(key) for key in keys], **run)
         evaluations.setdefault(env_id, []).append(rows[[*run, *rows.columns.difference(run, sort=False)]])
-        log = log_of(folder)
         hours = sum(float(line.split()[-2]) for line in log if line.startswith("exit code"))
         run |= {"env_id": env_id, "global_step": rows["global_step"].max(), "hours": round(hours, 2)}
-        run |= {"git_commit": record["git_commit"], **record["versions"], "command": log[0][2:] if log else ""}
+        run |= {"git_commit": record["git_commit"], **record["versions"], "command": log[0][2:]}
         records.append(pd.DataFrame([run]))
     for env_id, new in evaluations.items():
         merge(RESULTS / f"{env_id.replace(':', '-')}.csv", new, ["script", "method", "seed"])
