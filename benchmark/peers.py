@@ -4,7 +4,7 @@
     python benchmark/peers.py --ours qmp_sac.py "qmp_sac.py --no-qmp" ../old/qmp_sac.py    # also of another checkout
 
 Ours train ten tasks at once, and the time is divided by ten; the others train one. All have two hidden layers of 256,
-batches of 256, and make an update in each step. Every program runs for 500 steps and for 1,500, on Linux on one core;
+batches of 256, and make an update in each step. Every program runs for 150 steps and for 650, on Linux on one core;
 the difference of the processor's times counts. Medians over rounds in which all take turns.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import gymnasium as gym
 
-N, STEPS = 10, 500
+N, STEPS = 10, 150
 TRAIN = "import gymnasium, {0}; net = {{'net_arch': [256, 256]}}; "
 TRAIN += "{0}.SAC('MlpPolicy', gymnasium.make('Pendulum-v1'), batch_size=256, policy_kwargs=net).learn({1})"
 FLAGS = f"--env-id peers:pendulums --batch-size 256 --learning-starts {100 * N} --eval-frequency 1e9".split()
@@ -46,7 +46,7 @@ def main(
     ours: tuple[str, ...] = ("qmp_sac.py", "qmp_sac.py --no-qmp"),
     peers: tuple[str, ...] = (),
     rounds: int = 5,
-    steps: int = 1000,
+    steps: int = 500,
 ) -> None:
     """Time scripts with flags (ours) and modules, each MODULE=PYTHON with its interpreter (peers); print a table."""
     ms = {name: [] for name in [*ours, *peers]}
