@@ -12,8 +12,7 @@ from torch.testing import assert_close
 
 import envs
 import qmp_dnc
-import qmp_sac
-from qmp_dnc import Agent, Args, Batch, ReplayBuffer, distill, kl_divergences, squash, update
+from qmp_dnc import Agent, Args, Batch, ReplayBuffer, distill, kl_divergences, update
 
 N, B, O, A = 3, 8, 4, 2
 F64 = torch.float64
@@ -62,24 +61,6 @@ def test_divergences_lose_no_digits(far, apart, narrow):
         assert_close(*gradients, rtol=1e-6, atol=1e-12 * float(gradients[1].abs().max()))
 
 
-def test_identical_policies_do_not_diverge():
-    mean, log_std = torch.randn(1, 5, 2).expand(3, 5, 2), torch.randn(1, 5, 2).expand(3, 5, 2)
-    assert_close(kl_divergences(mean, log_std), torch.zeros(3, 5, dtype=F64))
-
-
-def test_divergence_before_tanh_is_that_of_the_policies():
-    """By Monte Carlo: E under pi_j of log pi_j - log pi_i, with the densities of the squashed actions."""
-    torch.manual_seed(0)
-    mean, log_std = torch.tensor([[[0.3]], [[-0.2]]], dtype=F64), torch.tensor([[[-0.5]], [[0.1]]], dtype=F64)
-    noise = torch.randn(200_000, 1, dtype=F64)
-    actions, log_prob_j = squash(mean[1], log_std[1], noise)
-    x = torch.atanh(actions)
-    _, log_prob_i = squash(mean[0], log_std[0], (x - mean[0]) / log_std[0].exp())
-    difference = log_prob_j - log_prob_i
-    error = 5 * difference.std() / len(difference) ** 0.5
-    assert abs(difference.mean() - kl_divergences(mean, log_std)[0, 0]) < error  # of pi_0 from itself it is 0
-
-
 def test_an_update_pulls_each_policy_towards_the_others(unstack):
     """By beta times the mean over the states of all tasks of the sum over j of KL(pi_j || pi_i), pi_j held fixed."""
     beta, steps = 0.3, {}
@@ -109,41 +90,6 @@ def test_an_update_pulls_each_policy_towards_the_others(unstack):
         for pull, gradient in zip(pulls, gradients, strict=True):
             assert_close(pull[i].squeeze(0), -gradient.t(), rtol=1e-4, atol=1e-6)
         assert sum(gradient.abs().sum() for gradient in gradients) > 0.01
-
-
-def test_gradient_goes_to_the_policy_that_is_pulled():
-    torch.manual_seed(0)
-    mean, log_std = (torch.randn(N, 5, A, requires_grad=True) for _ in range(2))
-    divergences = kl_divergences(mean, log_std)
-    for i in range(N):
-        for gradient in torch.autograd.grad(divergences[i].sum(), (mean, log_std), retain_graph=True):
-            assert gradient[i].abs().min() > 0
-            assert not gradient[torch.arange(N) != i].any()
-
-
-def test_without_divergences_and_distillation_it_is_qmp_sac(monkeypatch):
-    """Weights and random numbers, from the first ones on, are the same to the last bit; nothing else is computed."""
-    monkeypatch.delattr(qmp_dnc, "kl_divergences")
-    args, sac_args = Args(hidden_sizes=(16, 16), kl_coef=0.0), qmp_sac.Args(hidden_sizes=(16, 16))
-    agent, optimizers = learner(args)
-    generator = torch.get_rng_state()
-    torch.manual_seed(0)
-    plain = qmp_sac.Agent(N, O, A, sac_args)
-    assert torch.equal(torch.get_rng_state(), generator)
-    adams = {"q": plain.qf.parameters(), "actor": plain.actor.parameters(), "alpha": [plain.log_alpha]}
-    plain_optimizers = {name: torch.optim.Adam(parameters, lr=1e-3, fused=True) for name, parameters in adams.items()}
-    for _ in range(5):
-        data, generator = batch(), torch.get_rng_state()
-        info = update(agent, optimizers, data, args)
-        after = torch.get_rng_state()
-        torch.set_rng_state(generator)
-        expected = qmp_sac.update(plain, plain_optimizers, qmp_sac.Batch(*data), sac_args)
-        assert torch.equal(torch.get_rng_state(), after)
-        assert info.keys() - expected.keys() == {"kl_penalty"} and not info["kl_penalty"].any()
-        assert all(torch.equal(info[name], values) for name, values in expected.items())
-    state = agent.state_dict()
-    assert all(torch.equal(state[name], values) for name, values in plain.state_dict().items())
-    assert {name.split(".")[0] for name in state.keys() - plain.state_dict().keys()} == {"center"}
 
 
 # Distillation
@@ -221,6 +167,11 @@ def test_optimizers_outlive_a_distillation():
     assert all(torch.equal(p, q) for p, q in zip(agent.qf.parameters(), critics, strict=True))
 
 
+def test_defaults_are_the_papers():
+    args = Args()
+    assert (args.kl_coef, args.distill_period, args.distill_steps) == (0.001, 0, 100)
+
+
 @pytest.mark.parametrize("frequency", [1, 3])
 def test_when_policies_are_distilled(tmp_path, monkeypatch, frequency):
     """Every 200 steps, or at the next turn that trains; not before learning starts."""
@@ -231,12 +182,3 @@ def test_when_policies_are_distilled(tmp_path, monkeypatch, frequency):
     qmp_dnc.main(flags.split())
     trains = [step for step in range(N, 901, N) if step > 250 and step // N % frequency == 0]
     assert seen == [next(step for step in trains if step >= multiple) for multiple in (400, 600, 800)]
-
-
-def test_flags(capsys):
-    args = Args()
-    assert (args.kl_coef, args.distill_period, args.distill_steps) == (0.001, 0, 100)
-    for flags in ("--kl-coef -1", "--kl-coef nan", "--kl-coef table.csv", "--distill-steps 0", "--distill-period -1"):
-        with pytest.raises(SystemExit) as stop:
-            qmp_dnc.main(flags.split())
-        assert stop.value.code == 2 and flags.split()[0] in capsys.readouterr().err

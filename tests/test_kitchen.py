@@ -1,4 +1,4 @@
-"""Tests of envs/kitchen.py: the numbers of FrankaKitchen-v1, rewards from the state, and a way to solve every task."""
+"""Tests of envs/kitchen.py: the numbers of FrankaKitchen-v1, and rewards from the state."""
 
 import math
 
@@ -177,96 +177,7 @@ def test_element_at_its_goal_is_a_success(task):
     assert info == {"success": True}
 
 
-# A scripted arm solves every task
-
-PATHS = {  # where the closed fingertips go, one point after the other
-    "slide-cabinet-open": [(-0.2, 0.45, 2.6), (-0.17, 0.6, 2.6), (0.3, 0.6, 2.6)],
-    "slide-cabinet-close": [
-        (0.3, 0.2, 2.2),
-        (0.36, 0.35, 2.35),
-        (0.36, 0.4, 2.6),
-        (0.36, 0.6, 2.6),
-        (-0.2, 0.6, 2.6),
-    ],
-    "hinge-cabinet-close": [(0.0, 0.2, 2.6), (0.0, 0.3, 2.6), (-0.25, 0.7, 2.6), (-0.4, 0.7, 2.6)],
-    "bottom-burner-on": [(-0.36, 0.45, 2.306), (-0.34, 0.64, 2.306), (-0.1, 0.64, 2.306)],
-    "bottom-burner-off": [(-0.345, 0.43, 2.233), (-0.345, 0.63, 2.233), (-0.202, 0.63, 2.221)],
-    "top-burner-on": [(-0.36, 0.45, 2.42), (-0.34, 0.64, 2.42), (-0.1, 0.64, 2.42)],
-    "top-burner-off": [(-0.389, 0.417, 2.359), (-0.389, 0.617, 2.359), (-0.16, 0.617, 2.349)],
-    "light-on": [(-0.22, 0.45, 2.31), (-0.27, 0.6, 2.31), (-0.55, 0.6, 2.31)],
-    "light-off": [(-0.55, 0.45, 2.33), (-0.52, 0.6, 2.33), (-0.2, 0.6, 2.33)],
-}
-
-
-def fingertips(env: KitchenMT10) -> np.ndarray:
-    hand = env.data.body("panda0_link7")
-    return hand.xpos + 0.25 * hand.xmat.reshape(3, 3)[:, 2]
-
-
-def move(env: KitchenMT10, target, fingers=-1.0, heading=None, stride=0.08) -> bool:
-    """One step of the fingertips towards `target` by damped least squares; returns success.
-
-    With `heading` (rad), the hand also turns to face along the y-axis rotated by it, one finger beside the other.
-    """
-    hand, tips = env.data.body("panda0_link7"), fingertips(env)
-    jacobian = np.zeros((6, env.model.nv))
-    mujoco.mj_jac(env.model, env.data, jacobian[:3], jacobian[3:], tips, hand.id)
-    twist = np.append(target - tips, np.zeros(3))
-    twist *= min(1.0, stride / np.linalg.norm(twist))
-    jacobian[3:] *= 0.0 if heading is None else 0.3
-    if heading is not None:
-        side, front = np.array([[math.cos(heading), math.sin(heading), 0], [-math.sin(heading), math.cos(heading), 0]])
-        forward = hand.xmat.reshape(3, 3)[:, 2]
-        sideways = env.data.body("panda0_leftfinger").xmat.reshape(3, 3)[:, 1]
-        turn = np.cross(forward, front) + np.cross(sideways, side * np.sign(side @ sideways))
-        twist[3:] = 0.3 * np.clip(0.5 * turn, -0.3, 0.3)
-    arm = jacobian[:, :7]
-    velocity = arm.T @ np.linalg.solve(arm @ arm.T + 1e-3 * np.eye(6), twist) / 0.16
-    return env.step(np.clip([*velocity, fingers, fingers], -1, 1).astype(np.float32))[4]["success"]
-
-
-def follow_path(env: KitchenMT10) -> bool:
-    """Lead the fingertips along the path of the task; returns success within an episode."""
-    path, point, since = PATHS[TASKS[env.task]], 0, 0
-    for _ in range(140):
-        near = np.linalg.norm(path[point] - fingertips(env)) < 0.03
-        if move(env, path[point]):
-            return True
-        since += 1
-        if (near or since > 40) and point < len(path) - 1:
-            point, since = point + 1, 0
-    return False
-
-
-def open_hinge(env: KitchenMT10) -> bool:
-    """Grasp the handle and lead it round the hinge; returns success within an episode."""
-    sag, arrival = np.zeros(3), 140  # what the servos fall short by; when the hand is in front of the handle
-    for step in range(140):
-        angle, since = env.data.qpos[21], step - arrival
-        pulling = since > 20
-        heading, ahead = 0.4 * angle, angle + 0.9 * pulling
-        front = np.array([-math.sin(heading), math.cos(heading), 0])
-        c, s = math.cos(ahead), math.sin(ahead)
-        handle = np.array([-0.224, 0.71, 2.63]) + np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ [-0.302, -0.128, 0]
-        missing = handle + (0.015 if since > 0 else -0.105) * front - fingertips(env)
-        if np.linalg.norm(missing) < 0.1:
-            sag = np.clip(sag + 0.15 * missing, -0.06, 0.06)
-        if since < 0 and np.linalg.norm(missing) < 0.012:
-            arrival = step
-        target = fingertips(env) + missing + sag * (not pulling)
-        if move(env, target, 1.0 if since <= 16 else -1.0, heading, 0.2 if pulling else 0.08):
-            return True
-    return False
-
-
-@every_task
-def test_an_arm_can_do_it(task):
-    env = KitchenMT10(task)
-    solve = open_hinge if TASKS[task] == "hinge-cabinet-open" else follow_path
-    assert any(env.reset(seed=seed) and solve(env) for seed in range(8))  # the noise makes it fail now and then
-
-
-# Gymnasium and pictures
+# Actions and pictures
 
 
 def test_actions_are_clipped():

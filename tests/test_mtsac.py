@@ -159,30 +159,6 @@ def test_updates_are_those_of_plain_modules(make_learner, fixed_noise, fully_sha
     assert_close(agent.log_alpha, single.log_alpha, rtol=1e-8, atol=1e-10)
 
 
-def test_fully_shared_is_one_agent_for_all_tasks():
-    """Tasks are not told apart: in the same states all have the same policy and the same values."""
-    torch.manual_seed(0)
-    agent = Agent(N, O, A, Args(hidden_sizes=HIDDEN, fully_shared=True, qmp=False))
-    obs, actions = torch.randn(1, B, O).expand(N, -1, -1), torch.randn(1, B, A).expand(N, -1, -1)
-    for outputs in (*agent.actor(obs), *agent.qf(obs, actions), *agent.qf_target(obs, actions)):
-        assert_close(outputs, outputs[:1].expand_as(outputs))
-    assert agent.log_alpha.tolist() == [0.0]
-
-
-def test_fully_shared_has_nothing_to_switch(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        qmp_mtsac.main(["--fully-shared", "--run-dir", str(tmp_path / "run")])
-    assert stop.value.code == 2 and "--no-qmp" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
-def test_fully_shared_trains_and_evaluates(tmp_path):
-    flags = "--total-timesteps 300 --learning-starts 100 --batch-size 4 --hidden-sizes 8 --eval-episodes 1 --no-cuda"
-    flags = [*flags.split(), "--fully-shared", "--no-qmp", "--pcgrad", "--eval-mixture"]
-    agent = qmp_mtsac.main([*flags, "--run-dir", str(tmp_path / "run")])
-    assert agent.log_alpha.shape == (1,) and agent.log_alpha < 0
-
-
 def test_an_update_with_pcgrad(monkeypatch, make_learner):
     """It projects the gradients of both critics' trunks, then those of the policies'."""
     calls, trunks = [], {}
@@ -219,11 +195,6 @@ def test_pcgrad_is_the_papers_loop(N, D, seed):
     got = project_conflicts(gradients)
     for s in range(2):
         assert_close(got[s], literal_pcgrad(gradients[s], order[s]), rtol=1e-7, atol=1e-9)
-
-
-def test_pcgrad_changes_nothing_when_gradients_agree():
-    gradients = torch.rand(2, 4, 10, dtype=F64)  # all products are positive
-    assert_close(project_conflicts(gradients), gradients.sum(1))
 
 
 def test_pcgrad_with_a_gradient_of_zero():
