@@ -223,9 +223,6 @@ def test_console(tmp_path, capsys):
     assert [line for line in tables if line.startswith("step")] == ["step 300, own", "step 600, own"]
     assert tables[1].split() == ["task", "success", "return", "own", "policy"]
     last = rows(tmp_path / "run")[-N:]
-    for line, (_, row) in zip(tables[-N - 1 :], last.iterrows(), strict=False):
-        values = row["task"], row["success_rate"], row["episodic_return"], row[f"acted/{row['task']}"]
-        assert line.split() == [value if isinstance(value, str) else f"{value:.2f}" for value in values]
     assert tables[-1].split()[:3] == ["mean", *(f"{last[key].mean():.2f}" for key in last.columns[3:5])]
     assert not err
 
