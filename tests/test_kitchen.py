@@ -23,11 +23,6 @@ def actions(steps: int) -> np.ndarray:
     return np.random.default_rng(7).uniform(-1, 1, (steps, 9)).astype(np.float32)
 
 
-def roll_out(env: KitchenMT10, steps: int, seed: int | None = None) -> list:
-    """Everything that reset and `steps` steps return."""
-    return [env.reset(seed=seed)[0].tolist()] + [(o.tolist(), *rest) for o, *rest in map(env.step, actions(steps))]
-
-
 # Same numbers as FrankaKitchen-v1
 
 
@@ -64,21 +59,6 @@ def test_physics_equal_the_package_bit_for_bit(package, monkeypatch):
         assert env.data.qpos.tolist() == package.data.qpos.tolist()
         assert obs[:30].tolist() == theirs[np.r_[:9, 18:39]].astype(np.float32).tolist()
     assert np.abs(env.data.qpos - env.start)[9:].max() > 0.1  # something was pushed
-
-
-def test_environments_share_one_small_model():
-    first, second = KitchenMT10(0), KitchenMT10(9)
-    assert first.model is second.model and first.data is not second.data
-    assert first.model.nbuffer < 1e6 < load_model(visual=True).nbuffer
-    alone = roll_out(first, 20, seed=1)
-    first.reset(seed=1)
-    second.reset(seed=2)
-    together = []
-    for action in actions(20):
-        second.step(-action)
-        obs, *rest = first.step(action)
-        together.append((obs.tolist(), *rest))
-    assert together == alone[1:]
 
 
 # Resets

@@ -158,6 +158,14 @@ def test_fifty_goals_to_train_and_fifty_others_to_evaluate(name):
     assert len(np.unique(np.concatenate(list(goals.values())), axis=0)) == 100
 
 
+def test_pictures_are_the_right_way_up(opengl):
+    env = make("pick-place-v3", render_mode="rgb_array")
+    env.reset(seed=0)
+    env.render()
+    assert env.env.mujoco_renderer._get_viewer("rgb_array").scn.camera[0].up[2] > 0.5
+    env.close()
+
+
 def test_evaluation_takes_each_goal_in_order_whatever_the_seed():
     vec = envs.make_vec("MetaWorld:reach-v3,push-v3", 1, evaluation=True)
     seen = []
@@ -167,15 +175,3 @@ def test_evaluation_takes_each_goal_in_order_whatever_the_seed():
         seen.append([obs.tolist() for obs, _ in starts])
         vec.step(np.ones((2, 4)))
     assert seen[0] == seen[1] and all(len({tuple(obs[task]) for obs in seen[0]}) == 50 for task in (0, 1))
-
-
-def test_render(opengl):
-    tasks = [make(name, render_mode="rgb_array") for name in ("pick-place-v3", "window-open-v3")]
-    for env in tasks:
-        env.reset(seed=0)
-    frames = [env.render() for env in tasks]
-    assert all(frame.shape == (320, 320, 3) and frame.std() > 20 for frame in frames)
-    camera = tasks[0].env.mujoco_renderer._get_viewer("rgb_array").scn.camera[0]
-    assert camera.up[2] > 0.5  # the right way up
-    for env in tasks:
-        env.close()
