@@ -128,28 +128,3 @@ def test_velocity_and_action_are_clipped():
     env.qvel[:], twin.qvel[:] = (50.0, 0.0), (5.0, 0.0)
     assert env.step(np.float32([9, -9]))[0].tolist() == twin.step(np.float32([1, -1]))[0].tolist()
     assert 5 < env.qvel[0] < 5.25
-
-
-def colored(frame: np.ndarray, channel: int) -> tuple[float, float]:
-    """Maze coordinates of the middle of the pixels in which one colour clearly leads."""
-    others = np.delete(frame, channel, axis=2).max(2)
-    rows, columns = np.nonzero(frame[..., channel] > 1.4 * others + 20)
-    return (columns.mean() - 160) / 26.3, (120 - rows.mean()) / 26.3  # on the floor, a cell is 26 pixels
-
-
-def test_render(opengl):
-    tasks = [Maze(task, render_mode="rgb_array") for task in (0, 1)]
-    for env in tasks:
-        env.reset(seed=0)
-    frames = [env.render() for env in tasks]
-    for env, frame in zip(tasks, frames, strict=True):
-        assert frame.shape == (240, 320, 3)
-        assert colored(frame, 0) == pytest.approx(env.goal, abs=0.4)
-        assert colored(frame, 1) == pytest.approx(env.qpos, abs=0.3)
-    for action in pushes(60):
-        tasks[0].step(action)
-    moved = tasks[0].render()
-    assert colored(moved, 1) == pytest.approx(tasks[0].qpos, abs=0.3)
-    assert colored(moved, 1) != pytest.approx(colored(frames[0], 1), abs=0.3)
-    for env in tasks:
-        env.close()

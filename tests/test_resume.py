@@ -308,6 +308,8 @@ def test_a_signal_in_the_second_of_two_evaluations(tmp_path):
     assert resume(run_dir, prepare=prepare).code == 130 and not (run_dir / "evaluations.csv").read_bytes()
     assert resume(run_dir).code == 0
     assert (run_dir / "evaluations.csv").read_bytes() == (whole / "evaluations.csv").read_bytes()
+    before = snapshot(run_dir)
+    assert resume(run_dir, "--eval-only", prepare=prepare).code == 130 and snapshot(run_dir) == before
 
 
 def test_a_broken_weight_is_told_with_its_task(tmp_path, monkeypatch):
@@ -333,24 +335,6 @@ def test_tasks_of_a_run_stay(tmp_path, monkeypatch):
     result = resume(tmp_path / "run", "--total-timesteps", 800)
     assert result.code == 2 and result.err.endswith("error: tasks of this run are a, b, not b, a\n")
     assert snapshot(tmp_path / "run") == before
-
-
-def test_a_signal_ends_an_evaluation(copied):
-    """Which would take forever, and leaves nothing."""
-
-    def prepare():
-        evaluate, kills = envs.evaluate, iter([os.kill])
-
-        def endless(vec, actor, episodes, *rest):
-            for kill in kills:  # once: a second signal would end the program
-                kill(os.getpid(), signal.SIGTERM)
-            return evaluate(vec, actor, 10**9, *rest)
-
-        envs.evaluate = endless
-
-    before = snapshot(copied)
-    assert resume(copied, "--eval-only", prepare=prepare).code == 143
-    assert snapshot(copied) == before
 
 
 def start(*argv, **options):
