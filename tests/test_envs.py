@@ -183,6 +183,11 @@ def test_a_choice_of_meta_worlds_tasks():
         assert roll_out(env, seed=2) == roll_out(make("MetaWorldMT50-v3", MT50.index(name)), seed=2)
 
 
+def test_bad_vectorization():
+    with pytest.raises(gym.error.Error, match="vectorization must be sync or async, not 'asnyc'"):
+        envs.make_vec("PointReach-v0", 1, "asnyc")
+
+
 @pytest.mark.parametrize(
     "env_id, words",
     [
@@ -202,8 +207,3 @@ def test_unknown_environment(env_id, words):
     with pytest.raises(gym.error.Error, match=words) as error:
         envs.make_vec(env_id, 1)
     assert "\n" not in str(error.value)
-
-
-def test_bad_vectorization():
-    with pytest.raises(gym.error.Error, match="vectorization must be sync or async, not 'asnyc'"):
-        envs.make_vec("PointReach-v0", 1, "asnyc")
