@@ -1,4 +1,4 @@
-"""Tests of envs/meta_world_cds.py: Meta-World's rewards and motion, both objects in every task, places, seeds."""
+"""Tests of envs/meta_world_cds.py: Meta-World's rewards and motion, both objects in every task, places."""
 
 import pickle
 import warnings
