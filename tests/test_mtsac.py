@@ -1,7 +1,5 @@
 """qmp_mtsac.py: heads on shared trunks, one head for all tasks, and PCGrad on the trunks."""
 
-import copy
-
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 
 import qmp_mtsac
-from qmp_mtsac import Actor, Agent, Args, Batch, Critic, project_conflicts, squash, step_optimizer, update
+import qmp_sac
+from qmp_mtsac import Actor, Agent, Args, Batch, Critic, project_conflicts, step_optimizer, update
 
 N, B, O, A, HIDDEN = 3, 6, 4, 2, (16, 8)
 F64 = torch.float64
@@ -47,82 +46,10 @@ def test_forward_is_trunk_and_head(heads):
 
 
 @pytest.mark.parametrize("heads", [N, 1])
-def test_all_policies_in_the_same_states_take_one_pass_of_the_trunk(heads):
-    torch.manual_seed(0)
-    actor, obs, calls = Actor(N, O, A, HIDDEN, heads), torch.randn(N, O), []
-    expected = actor(obs.expand(N, N, O))
-    actor.trunk.register_forward_hook(lambda module, inputs, output: calls.append(inputs[0].shape))
-    for got, want in zip(actor(obs.unsqueeze(0)), expected, strict=True):
-        assert got.shape == (N, N, A)
+def test_states_may_be_shared_by_all_policies(heads):
+    actor, obs = Actor(N, O, A, HIDDEN, heads), torch.randn(N, O)
+    for got, want in zip(actor(obs.unsqueeze(0)), actor(obs.expand(N, N, O)), strict=True):
         assert_close(got, want)
-    assert calls == [(1, N, O)]
-
-
-class PlainAgent:
-    """Multi-head SAC with plain modules and a loss for each task; starts from an agent of the script.
-
-    With one head for all tasks it is a single SAC agent, which learns from the tasks' transitions together.
-    """
-
-    def __init__(self, agent, args):
-        agent = copy.deepcopy(agent)
-        self.log_alpha = agent.log_alpha
-        H = len(self.log_alpha)
-        self.own = [0] * N if H == 1 else range(N)  # head and temperature of each task
-        heads = [plain(agent.actor.trunk, agent.actor.heads, 0, i) for i in range(H)]
-        self.actor_trunk, self.actor_heads = heads[0][0], [head for _, head in heads]
-        self.qf, self.qf_target = (
-            [(plain(net.trunk, net.heads, s, 0)[0], [plain(net.trunk, net.heads, s, s * H + i)[1] for i in range(H)])
-             for s in range(2)]
-            for net in (agent.qf, agent.qf_target)
-        )  # fmt: skip
-        self.args = args
-        parameters = [*self.actor_trunk.parameters(), *(p for head in self.actor_heads for p in head.parameters())]
-        self.actor_optimizer = torch.optim.Adam(parameters, lr=args.policy_lr)
-        self.q_optimizer = torch.optim.Adam(self.critic_parameters(self.qf), lr=args.q_lr)
-        self.a_optimizer = torch.optim.Adam([self.log_alpha], lr=args.q_lr)
-
-    @staticmethod
-    def critic_parameters(critics):
-        return [p for trunk, heads in critics for net in (trunk, *heads) for p in net.parameters()]
-
-    def act(self, i, obs, noise):
-        mean, log_std = self.actor_heads[self.own[i]](self.actor_trunk(obs)).chunk(2, -1)
-        return squash(mean, log_std.clamp(-20, 2), noise)
-
-    def values(self, critics, i, obs, actions):
-        x = torch.cat([obs, actions], -1)
-        return torch.cat([heads[self.own[i]](trunk(x)) for trunk, heads in critics], -1)  # [B, 2]
-
-    def update(self, data, noise):
-        log_alpha = self.log_alpha[self.own]  # [N]
-        alpha = log_alpha.exp().detach()
-        losses = 0
-        for i in range(N):
-            obs, actions, rewards, next_obs, terminations = (field[i] for field in data)
-            with torch.no_grad():
-                next_actions, log_prob = self.act(i, next_obs, noise[0, i])
-                value = self.values(self.qf_target, i, next_obs, next_actions).amin(1) - alpha[i] * log_prob
-                target = rewards + self.args.gamma * (1 - terminations) * value
-            losses = losses + (self.values(self.qf, i, obs, actions) - target[:, None]).square().mean(0).sum()
-        self.step(self.q_optimizer, losses)
-        losses, log_probs = 0, []
-        for i in range(N):
-            actions, log_prob = self.act(i, data.obs[i], noise[1, i])
-            losses = losses + (alpha[i] * log_prob - self.values(self.qf, i, data.obs[i], actions).amin(1)).mean()
-            log_probs.append(log_prob.detach())
-        self.step(self.actor_optimizer, losses)
-        self.step(self.a_optimizer, -(log_alpha * (torch.stack(log_probs) - A).mean(1)).sum())
-        with torch.no_grad():
-            pairs = zip(self.critic_parameters(self.qf), self.critic_parameters(self.qf_target), strict=True)
-            for p, target in pairs:
-                target.mul_(1 - self.args.tau).add_(self.args.tau * p)
-
-    @staticmethod
-    def step(optimizer, loss):
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
 
 
 def batch():
@@ -131,56 +58,25 @@ def batch():
 
 
 @pytest.mark.parametrize("fully_shared", [False, True])
-def test_updates_are_those_of_plain_modules(make_learner, fixed_noise, fully_shared):
-    torch.manual_seed(0)
-    args = Args(hidden_sizes=HIDDEN, fully_shared=fully_shared, qmp=not fully_shared)
-    agent, optimizers = make_learner(qmp_mtsac, N, O, A, args)
-    H = 1 if fully_shared else N
-    assert agent.log_alpha.shape == (H,)
-    single = PlainAgent(agent, args)
+def test_an_update_is_that_of_sac_with_these_networks(make_learner, fully_shared):
+    """All tasks' losses together move what they share, temperatures too."""
+    args, learners = Args(hidden_sizes=HIDDEN, fully_shared=fully_shared, qmp=not fully_shared), []
+    for _ in range(2):
+        torch.manual_seed(0)
+        learners.append(make_learner(qmp_mtsac, N, O, A, args))
     for _ in range(20):
-        data, noise, alpha = batch(), torch.randn(2, N, B, A, dtype=F64), agent.log_alpha.exp().detach().clone()
-        with fixed_noise(noise):
-            info = update(agent, optimizers, data, args)
-        assert all(values.shape == (N,) and not values.requires_grad for values in info.values())
-        assert torch.equal(info["alpha"], alpha.expand(N))
-        single.update(data, noise)
-    for i in range(H):
-        trunk, head = plain(agent.actor.trunk, agent.actor.heads, 0, i)
-        for net, other in ((trunk, single.actor_trunk), (head, single.actor_heads[i])):
-            for p, q in zip(net.parameters(), other.parameters(), strict=True):
-                assert_close(p, q, rtol=1e-8, atol=1e-10)
-        for stack, others in ((agent.qf, single.qf), (agent.qf_target, single.qf_target)):
-            for s in range(2):
-                trunk, head = plain(stack.trunk, stack.heads, s, s * H + i)
-                for net, other in ((trunk, others[s][0]), (head, others[s][1][i])):
-                    for p, q in zip(net.parameters(), other.parameters(), strict=True):
-                        assert_close(p, q, rtol=1e-8, atol=1e-10)
-    assert_close(agent.log_alpha, single.log_alpha, rtol=1e-8, atol=1e-10)
-
-
-def test_fully_shared_is_one_agent_for_all_tasks():
-    """Tasks are not told apart: in the same states all have the same policy and the same values."""
-    torch.manual_seed(0)
-    agent = Agent(N, O, A, Args(hidden_sizes=HIDDEN, fully_shared=True, qmp=False))
-    obs, actions = torch.randn(1, B, O).expand(N, -1, -1), torch.randn(1, B, A).expand(N, -1, -1)
-    for outputs in (*agent.actor(obs), *agent.qf(obs, actions), *agent.qf_target(obs, actions)):
-        assert_close(outputs, outputs[:1].expand_as(outputs))
-    assert agent.log_alpha.tolist() == [0.0]
-
-
-def test_fully_shared_has_nothing_to_switch(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        qmp_mtsac.main(["--fully-shared", "--run-dir", str(tmp_path / "run")])
-    assert stop.value.code == 2 and "--no-qmp" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
-def test_fully_shared_trains_and_evaluates(tmp_path):
-    flags = "--total-timesteps 300 --learning-starts 100 --batch-size 4 --hidden-sizes 8 --eval-episodes 1 --no-cuda"
-    flags = [*flags.split(), "--fully-shared", "--no-qmp", "--pcgrad", "--eval-mixture"]
-    agent = qmp_mtsac.main([*flags, "--run-dir", str(tmp_path / "run")])
-    assert agent.log_alpha.shape == (1,) and agent.log_alpha < 0
+        data, generator = batch(), torch.get_rng_state()
+        info = update(*learners[0], data, args)
+        torch.set_rng_state(generator)
+        expected = qmp_sac.update(*learners[1], data, args)
+        assert info.keys() == expected.keys()
+        for name, values in info.items():
+            assert values.shape == (N,) and not values.requires_grad
+            assert_close(values, expected[name].expand(N))
+    agent, other = learners[0][0], learners[1][0]
+    assert agent.log_alpha.shape == (1 if fully_shared else N,)
+    for p, q in zip(agent.parameters(), other.parameters(), strict=True):
+        assert_close(p, q)
 
 
 def test_an_update_with_pcgrad(monkeypatch, make_learner):
@@ -219,11 +115,6 @@ def test_pcgrad_is_the_papers_loop(N, D, seed):
     got = project_conflicts(gradients)
     for s in range(2):
         assert_close(got[s], literal_pcgrad(gradients[s], order[s]), rtol=1e-7, atol=1e-9)
-
-
-def test_pcgrad_changes_nothing_when_gradients_agree():
-    gradients = torch.rand(2, 4, 10, dtype=F64)  # all products are positive
-    assert_close(project_conflicts(gradients), gradients.sum(1))
 
 
 def test_pcgrad_with_a_gradient_of_zero():

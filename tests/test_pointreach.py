@@ -56,16 +56,6 @@ def test_rewards_and_success():
     assert at(SPARSE, 0.7, 0.44, (0, 0.5)) == (10, True)  # rewarded for where the step leads
 
 
-def test_bounds_of_rewards():
-    """The least in the square, which the minimum rewards of qmp_uds.py must not exceed: 34 sqrt(2) = 48.08 steps."""
-    x, y = np.meshgrid([-1, 1], [-1, 1])
-    walls = list(zip(x.ravel(), y.ravel(), strict=True))  # the distance to a goal is largest in a corner of the square
-    least = {name: min(at(name, *point)[0] for point in walls) for name in TASKS_OF_9}
-    assert all(least[name] == pytest.approx(-48.083, abs=1e-3) for name in TASKS[:4])
-    assert all(least[name] == pytest.approx(-39.446, abs=1e-3) for name in TASKS_OF_9[4:8])
-    assert least[SPARSE] == -1
-
-
 def test_moves_and_walls():
     env = PointReach(0)
     starts = np.array([env.reset(seed=seed)[0] for seed in range(100)])
@@ -111,6 +101,7 @@ def test_chance_hardly_finds_the_sparse_goal():
 def test_render_shows_goals_and_who_acted(env_id):
     tasks = SETS[env_id]
     env = PointReach(len(tasks) - 1, "rgb_array", tasks)
+    assert env.metadata["attributes"] == ("acting_policy",)  # which an evaluation sets
     for policy, name in enumerate(tasks):
         env.reset(seed=0)
         env.acting_policy = policy

@@ -6,7 +6,6 @@ import mujoco
 import numpy as np
 import pytest
 
-import envs
 from envs.reacher import MultistageReacher
 
 S0, S1, S2, S3 = (0.2, 0.3, 0.5), (0.3, 0.0, 0.3), (0.4, -0.3, 0.4), (0.4, 0.3, 0.2)
@@ -65,6 +64,11 @@ def test_model():
     assert model.jnt_limited.all() and model.qpos0.tolist() == INITIAL_POSE.tolist()
     assert set(model.dof_damping) == {0.5} and set(model.dof_armature) == {0.01}
     assert set(model.geom_margin) == {0.001}
+    radius, half_length, _ = model.geom(
+        model.ngeom - 1
+    ).size  # the hand, which begins at its joint and ends 12 cm from it
+    assert np.linalg.norm(model.geom(model.ngeom - 1).pos) == pytest.approx(half_length)
+    assert 2 * half_length + radius == pytest.approx(0.11698, abs=1e-5)
 
 
 def test_default_pose():
@@ -87,28 +91,6 @@ def test_links_collide_with_the_floor_only():
     assert floor_contacts > 50 and env.xpos[env.hand, 2] > 0.0
 
 
-def test_the_hand_ends_12_cm_from_its_joint():
-    """At twice the distance of its centre of mass, the capsule's round end included."""
-    model = MultistageReacher(0).model
-    hand = model.geom(model.ngeom - 1)
-    radius, half_length, _ = hand.size
-    assert radius == 0.04
-    assert np.linalg.norm(hand.pos) + half_length + radius == pytest.approx(0.11698, abs=1e-5)
-    assert np.linalg.norm(hand.pos) == pytest.approx(half_length)  # it begins at the joint
-
-
-# Gymnasium
-
-
-def test_metrics():
-    vec = envs.make_vec("MultistageReacher-v0", seed=1)
-    assert vec.metadata["metrics"] == ("first_stage", "stages_completed")
-    vec.reset()
-    infos = vec.step(np.zeros((5, 6), np.float32))[-1]
-    assert all(infos[name].shape == (5,) for name in ("success", *vec.metadata["metrics"]))
-    vec.close()
-
-
 # Starts
 
 
@@ -123,39 +105,7 @@ def test_starts():
     assert np.all(starts[:, 12:] == [1, 0, 0])
 
 
-def test_limits_swing_joint_5_back():
-    env = MultistageReacher(0)
-    env.reset(seed=0)
-    for _ in range(6):
-        obs, *_ = env.step(np.zeros(6, np.float32))
-    assert obs[4] == pytest.approx(-0.7, abs=0.02)
-
-
 # Rewards and stages
-
-
-@pytest.mark.parametrize("task", range(5))
-def test_rewards_of_random_actions(task):
-    """Against the formula, over episodes of uniform and of extreme actions; the minimum is as documented."""
-    env = MultistageReacher(task)
-    rng = np.random.default_rng(task)
-    lowest = 0.0
-    for episode in range(4):
-        env.reset(seed=episode)
-        for _ in range(100):
-            action = rng.uniform(-1, 1, 6).astype(np.float32)
-            action = np.sign(action) if episode % 2 else action
-            goal = env.goals[env.stage]
-            obs, reward, terminated, truncated, info = env.step(action)
-            distance = np.linalg.norm(hand_position(env) - goal)
-            expected = expected_reward(task, distance, action, env.data, info["stages_completed"])
-            assert type(reward) is float and reward == pytest.approx(expected, abs=1e-9)
-            assert obs[:12].tolist() == np.concatenate((env.data.qpos, env.data.qvel)).astype(np.float32).tolist()
-            assert not truncated and terminated == info["success"]
-            lowest = min(lowest, reward)
-            if terminated:
-                break
-    assert (-4 if task == 1 else -3) < lowest < 0
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -165,28 +115,32 @@ def test_rewards_of_random_actions(task):
 def test_controller_solves_every_task(task, goals, seed):
     """Within 200 steps. Stages, observations, rewards and metrics are checked at every step of the way."""
     env = MultistageReacher(task)
+    assert env.metadata["metrics"] == ("first_stage", "stages_completed")
     start = hand_position(env)
     env.reset(seed=seed)
     stages = inside = 0
     for _ in range(200):
         assert stages < 3
         action = controller(env)
-        obs, reward, terminated, _, info = env.step(action)
+        obs, reward, terminated, truncated, info = env.step(action)
         goal = start if task == 4 else goals[stages]
         distance = np.linalg.norm(hand_position(env) - goal)
         inside += distance < 0.05
         stages = inside // 30 if task == 4 else inside
         assert info == {"success": stages == 3, "first_stage": inside > 0, "stages_completed": stages}
+        assert obs[:12].tolist() == np.float32([*env.data.qpos, *env.data.qvel]).tolist()
         assert obs[12:].tolist() == [stages == 0, stages == 1, stages == 2]
-        assert reward == pytest.approx(expected_reward(task, distance, action, env.data, stages), abs=1e-9)
-        assert terminated == (stages == 3)
+        assert type(reward) is float and reward == pytest.approx(
+            expected_reward(task, distance, action, env.data, stages), abs=1e-9
+        )
+        assert terminated == (stages == 3) and not truncated
         if terminated:
             break
     assert stages == 3
 
 
 def test_first_stage_of_staying_is_one_step_near_the_start():
-    """Which is less than any stage, and nearly free; it is kept when the hand has left."""
+    """Which is less than any stage, and free; it is kept when the hand has left."""
     env, rest = MultistageReacher(4), np.zeros(6, np.float32)
     for seed in range(20):
         env.reset(seed=seed)
@@ -196,32 +150,6 @@ def test_first_stage_of_staying_is_one_step_near_the_start():
     env.reset(seed=0)
     env.qpos[1] = -1.0
     assert not env.step(rest)[4]["first_stage"]
-    rng, near = np.random.default_rng(0), 0
-    for seed in range(100):
-        env.reset(seed=seed)
-        near += env.step(rng.uniform(-1, 1, 6).astype(np.float32))[4]["first_stage"]
-    assert near >= 98
-
-
-def test_same_motion_in_every_task():
-    """What solves S0, S1, S2 moves the arm alike in all tasks, and completes what their order allows."""
-    env = MultistageReacher(0)
-    obs, _ = env.reset(seed=0)
-    actions, states, terminated = [], [], False
-    while not terminated:
-        actions.append(controller(env))
-        obs, _, terminated, *_ = env.step(actions[-1])
-        states.append(obs[:12].tolist())
-    completed, returns = [], []
-    for task in range(5):
-        env = MultistageReacher(task)
-        env.reset(seed=0)
-        steps = [env.step(action) for action in actions]
-        assert [obs[:12].tolist() for obs, *_ in steps] == states
-        completed.append(steps[-1][-1]["stages_completed"])
-        returns.append(sum(reward for _, reward, *_ in steps))
-    assert completed == [3, 2, 1, 2, 0]  # in task 3, S0 was touched too early to count
-    assert len(set(returns)) == 5
 
 
 # Pictures

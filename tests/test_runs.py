@@ -223,9 +223,6 @@ def test_console(tmp_path, capsys):
     assert [line for line in tables if line.startswith("step")] == ["step 300, own", "step 600, own"]
     assert tables[1].split() == ["task", "success", "return", "own", "policy"]
     last = rows(tmp_path / "run")[-N:]
-    for line, (_, row) in zip(tables[-N - 1 :], last.iterrows(), strict=False):
-        values = row["task"], row["success_rate"], row["episodic_return"], row[f"acted/{row['task']}"]
-        assert line.split() == [value if isinstance(value, str) else f"{value:.2f}" for value in values]
     assert tables[-1].split()[:3] == ["mean", *(f"{last[key].mean():.2f}" for key in last.columns[3:5])]
     assert not err
 
@@ -356,16 +353,6 @@ def test_video(tmp_path):
     assert min(videos.values()) > 1000
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_shows_every_field(capsys, script):
-    module = importlib.import_module(script)
-    with pytest.raises(SystemExit) as stop:
-        module.main(["--help"])
-    text = capsys.readouterr().out
-    assert stop.value.code == 0
-    assert all(f"--{field.name.replace('_', '-')}" in text for field in fields(module.Args))
-
-
 @pytest.mark.parametrize("text, steps", [("1e6", 1_000_000), ("1_000", 1000), ("2.5e3", 2500), ("5000", 5000)])
 def test_step_counts(text, steps):
     args = tyro.cli(importlib.import_module("qmp_sac").Args, args=["--total-timesteps", text, "--learning-starts", "9"])
@@ -406,35 +393,15 @@ def test_the_same_letters(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_stay_short(script):
+def test_scripts_stay_short_and_explain_every_flag(script):
     text = (ROOT / f"{script}.py").read_text()
-    tree = ast.parse(text)
-    named = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    assert text.count("\n") <= (500 if script == "qmp_sac" else 580) and len(named) <= 16
-    loops = [node for node in named["main"].body if isinstance(node, ast.For)]
-    assert loops[-1].end_lineno - loops[-1].lineno < 60
-    assert max(node.col_offset for node in ast.walk(tree) if isinstance(node, ast.stmt)) <= 4 * 4
-    body = named["Args"].body
+    assert text.count("\n") <= (500 if script == "qmp_sac" else 580)
+    (body,) = (node.body for node in ast.parse(text).body if getattr(node, "name", None) == "Args")
     for field, doc in zip(body, body[1:], strict=False):
         assert not isinstance(field, ast.AnnAssign) or isinstance(getattr(doc, "value", None), ast.Constant)
-
-
-def test_distillation_comes_at_the_right_steps(tmp_path, monkeypatch):
-    module, steps = importlib.import_module("qmp_dnc"), []
-    monkeypatch.setattr(module, "distill", lambda agent, optimizers, rb, args: steps.append(N * rb.added))
-    train("qmp_dnc", tmp_path / "run", "--distill-period 100 --train-frequency 3")
-    # The first training, which comes in every third turn, after each multiple of 100 steps.
-    assert steps == [N * 3 * -(-100 * i // (3 * N)) for i in range(1, 6)] + [600]
 
 
 def test_without_divergences_dnc_is_qmp_sac(runs):
     (sac, sac_dir), (dnc, dnc_dir) = runs("qmp_sac"), runs("qmp_dnc", "--kl-coef 0")
     assert same(sac.actor, dnc.actor) and same(sac.qf, dnc.qf) and not same(sac.actor, runs("qmp_dnc")[0].actor)
     assert (sac_dir / "evaluations.csv").read_bytes() == (dnc_dir / "evaluations.csv").read_bytes()
-
-
-def test_uds_lends_to_own_environments(runs):
-    """The reward of borrowed transitions of PointReach is known; that of a user's tasks is a flag."""
-    assert same(runs("qmp_uds", "--env-id test_runs:make_drift --min-reward 0")[0].qf, runs("qmp_uds")[0].qf) is False
-    with pytest.raises(gym.error.Error, match="--min-reward is needed"):
-        runs("qmp_uds", "--env-id test_runs:make_drift")

@@ -12,16 +12,10 @@ import envs
 import qmp_sac
 import qmp_uds
 from envs.pointreach import GOALS, SPARSE, STEP
-from qmp_uds import Args, Batch, Critic, ReplayBuffer, share, update, weighted_mean
+from qmp_uds import Args, Batch, Critic, ReplayBuffer, share, update
 
 N, B, O, A = 3, 200, 4, 2
 SHORT = "--total-timesteps 120 --learning-starts 60 --hidden-sizes 8 --batch-size 4 --eval-episodes 1 --no-cuda".split()
-
-
-def make_pendulums(seed, vectorization, render_mode):
-    """A user's environment: two pendulums, with rewards from -16.3 to 0."""
-    thunks = [lambda: gym.make("Pendulum-v1", max_episode_steps=20)] * 2
-    return SyncVectorEnv(thunks, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 def random_batches(B):
@@ -125,12 +119,6 @@ def test_what_counts(quantile):
     assert {0.0: shared == 1, 0.3: 0.6 < shared < 0.8, 0.9: 0.02 < shared < 0.2, 1.0: shared < 0.02}[quantile]
 
 
-def test_weighted_mean():
-    values, weights = torch.randn(2, N, B), (torch.rand(N, B) < 0.5).float()
-    for i in range(N):
-        assert_close(weighted_mean(values, weights)[1, i], values[1, i, weights[i] > 0].mean())
-
-
 def sac_on(data, make_learner, fixed_noise, noise):
     """What qmp_sac.py's update of the same agent on `data` logs, and its agent."""
     torch.manual_seed(0)
@@ -182,11 +170,6 @@ def test_update_filters_by_its_quantile(make_learner):
 # Minimum rewards
 
 
-def test_there_is_a_minimum_reward_for_every_task():
-    for env_id in ("PointReach-v0", "PointReach2-v0", "PointReach9-v0", "MultistageReacher-v0"):
-        assert len(envs.make_vec(env_id, 1).min_rewards) == len(envs.TASKS[env_id])
-
-
 @pytest.mark.parametrize("env_id", ["PointReach-v0", "PointReach2-v0", "PointReach9-v0"])
 def test_minimum_rewards_are_lower_bounds(env_id):
     vec, tasks = envs.make_vec(env_id, 1), envs.TASKS[env_id]
@@ -204,35 +187,17 @@ def test_minimum_rewards_are_lower_bounds(env_id):
             assert reward == pytest.approx(-np.linalg.norm(corners - GOALS[name], axis=1).max() / STEP)
 
 
-@pytest.mark.parametrize(
-    "flags, expected",
-    [
-        ("--env-id PointReach-v0", envs.make_vec("PointReach-v0", 1).min_rewards),
-        ("--env-id PointReach-v0 --min-reward -3.5", [-3.5] * len(envs.TASKS["PointReach-v0"])),
-        ("--env-id test_uds:make_pendulums --min-reward 0", [0.0, 0.0]),
-    ],
-)
-def test_borrowed_transitions_get_the_minimum_reward(tmp_path, monkeypatch, flags, expected):
-    """That of the environment, or the one asked for."""
-    seen = []
+def test_borrowed_transitions_get_the_environments_minimum_reward(tmp_path, monkeypatch):
+    seen, vec = [], envs.make_vec("PointReach-v0", 1)
     monkeypatch.setattr(qmp_uds, "share", lambda *inputs: seen.append(inputs[2].rewards) or share(*inputs))
-    qmp_uds.main([*SHORT, *flags.split(), "--run-dir", str(tmp_path / "run")])
-    assert len(seen) == 60 // len(expected)  # an update in every turn of the loop
+    qmp_uds.main([*SHORT, "--run-dir", str(tmp_path / "run")])
+    assert len(seen) == 60 // vec.num_envs  # an update in every turn of the loop
     for rewards in seen:
-        assert torch.equal(rewards, torch.tensor(expected).unsqueeze(1).expand(-1, 4))
+        assert torch.equal(rewards, torch.tensor(vec.min_rewards).unsqueeze(1).expand(-1, 4))
 
 
 def test_a_users_environment_needs_its_minimum(tmp_path):
-    flags = [*SHORT, "--env-id", "test_uds:make_pendulums", "--run-dir", str(tmp_path / "run")]
+    flags = [*SHORT, "--env-id", "test_runs:make_drift", "--run-dir", str(tmp_path / "run")]
     with pytest.raises(gym.error.Error, match="--min-reward"):
         qmp_uds.main(flags)
     assert not (tmp_path / "run").exists()
-
-
-def test_flags(capsys):
-    args = Args()
-    assert (args.sharing_quantile, args.min_reward) == (0.0, None)
-    for flags in ("--sharing-quantile 1.1", "--sharing-quantile -0.1", "--min-reward nan", "--min-reward inf"):
-        with pytest.raises(SystemExit) as stop:
-            qmp_uds.main(flags.split())
-        assert stop.value.code == 2 and flags.split()[0] in capsys.readouterr().err

@@ -15,15 +15,6 @@ SITTING = np.array([-1.15, -0.84, 0.47, -0.15, -0.73, 0.51])
 LYING = np.array([8.0, 0.5, 1.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])  # qpos under the ceiling, in the air
 
 
-def roll_out(env: Walker2dMT4, seed: int, steps: int = 30) -> list:
-    """Everything that reset and the steps return."""
-    rows = [env.reset(seed=seed)[0].tolist()]
-    for action in np.random.default_rng(7).uniform(-1, 1, (steps, 6)).astype(np.float32):
-        obs, *rest = env.step(action)
-        rows.append((obs.tolist(), *rest))
-    return rows
-
-
 def put(env: Walker2dMT4, qpos: np.ndarray, qvel: float = 0.0) -> tuple:
     """Step without action from the given state."""
     env.reset(seed=0)
@@ -158,10 +149,6 @@ def test_reset_distribution(task, monkeypatch):
     monkeypatch.undo()
     obs, _ = env.reset(seed=0)
     assert np.abs(obs).max() > 0.05 and env.data.time == pytest.approx(0.08 if task == BALANCE else 0.04)
-
-
-def test_a_full_episode_is_as_long_as_the_limit():
-    assert gym.spec("qmp/Walker2dMT4-v0").max_episode_steps == SURVIVAL_STEPS == 1000
 
 
 def glass(frame: np.ndarray) -> float:
