@@ -57,7 +57,11 @@ def main(
             times = []
             for end in (STEPS, STEPS + steps):
                 run = [sys.executable, Path(script).absolute(), *FLAGS, "--total-timesteps", str(N * end), *flags]
-                times.append(seconds([python, "-c", TRAIN.format(module, end)] if name in peers else run, folder))
+                times.append(
+                    seconds(
+                        [Path(python).absolute(), "-c", TRAIN.format(module, end)] if name in peers else run, folder
+                    )
+                )
             ms[name].append(1e3 * (times[1] - times[0]) / steps / (1 if name in peers else N))
     print(f"ms for a step and an update of a task, and in relation to {ours[0]}")
     for name, values in ms.items():

@@ -34,7 +34,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 RESULTS = ROOT / "benchmark" / "results"
 OWN = "own policy's share of acting"
-FEW, GREY = 6, "0.7"  # so many tasks have a colour each, and room for numbers; if there are more, all are grey
+MEAN = "mean over tasks"
+FEW_TASKS = 6  # so many have a colour each, and numbers in heat maps; if there are more, all are grey
+GREY = "0.7"
+CSV = {"dtype": {"task": str, "acting": str, "git_commit": str}, "keep_default_na": False, "na_values": [""]}
 SUCCESS = {"MultistageReacher-v0": "first_stage"}  # what the paper calls success, if not success_rate
 # Final success in the paper's curves: of the base method, with QMP.
 PAPER = {
@@ -56,7 +59,7 @@ class Args:
     output: Path | None = None
     """folder of the pictures"""
     results: bool = False
-    """rewrite the results of this repository: benchmark/results/, docs/results.md and the table in the README"""
+    """rewrite this repository's results: benchmark/results/, docs/results.md, the README's table and figure"""
 
 
 def read_run(folder: Path) -> tuple[dict, pd.DataFrame]:
@@ -64,8 +67,7 @@ def read_run(folder: Path) -> tuple[dict, pd.DataFrame]:
     record = json.loads((folder / "args.json").read_text())
     text = (folder / "evaluations.csv").read_text()
     text = text[: text.rfind("\n") + 1] or "global_step,acting,task\n"
-    columns = {"dtype": {"task": str, "acting": str}, "keep_default_na": False, "na_values": [""]}
-    rows = pd.read_csv(io.StringIO(text), float_precision="round_trip", **columns)
+    rows = pd.read_csv(io.StringIO(text), float_precision="round_trip", **CSV)
     size = rows.groupby(["global_step", "acting"])["task"].transform("size")
     return record, rows[size == len(record["tasks"])]
 
@@ -85,15 +87,15 @@ def settings(record: dict) -> dict:
     return {"script": record["script"]} | args
 
 
-def label(run: dict, runs: Sequence[dict]) -> str:
-    """The flags of a run's settings in which runs differ; its script, if in none."""
+def label(setting: dict, settings: Sequence[dict]) -> str:
+    """The flags in which settings differ; the script, if in none."""
     words = []
-    for name, value in run.items():
-        if len({str(other[name]) for other in runs if name in other}) > 1:
+    for name, value in setting.items():
+        if len({str(other[name]) for other in settings if name in other}) > 1:
             flag = f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
             text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
             words += [text] if name == "script" else [flag] if isinstance(value, bool) else [flag, text]
-    return " ".join(words) or run["script"]
+    return " ".join(words) or setting["script"]
 
 
 def own_share(rows: pd.DataFrame) -> np.ndarray:
@@ -104,56 +106,71 @@ def own_share(rows: pd.DataFrame) -> np.ndarray:
 
 def read_lines(folders: Sequence[Path]) -> dict[tuple[str, ...], pd.DataFrame]:
     """For every environment (its name, its tasks) the rows of runs, with their `seed` and the name of their `line`."""
-    runs, environments = [(*read_run(folder), folder) for folder in folders], {}
+    runs, environments, found = [(*read_run(folder), folder) for folder in folders], {}, {}
     for record, rows, folder in sorted(runs, key=lambda run: -run[1]["global_step"].max() if len(run[1]) else 0):
-        args, run = record["args"], settings(record)
-        found = environments.setdefault((args["env_id"], *record["tasks"]), [])
-        longer = [path for seed, other, _, path in found if (seed, other) == (args["seed"], run)]
+        seed, setting = record["args"]["seed"], settings(record)
+        kept = environments.setdefault((record["args"]["env_id"], *record["tasks"]), [])
+        longer = [path for other_seed, other, _, path in kept if (other_seed, other) == (seed, setting)]
         if rows.empty:
             print(f"{folder} has no evaluation yet", file=sys.stderr)
         elif longer:
             print(f"{folder} is left out: {longer[0]} has the same settings and seed", file=sys.stderr)
         else:
-            found.append((args["seed"], run, rows, folder))
-    lines = {}
-    for environment, found in environments.items():
-        if every := [run for _, run, _, _ in found]:
-            rows = pd.concat([rows.assign(seed=seed, line=label(run, every)) for seed, run, rows, _ in found])
+            kept.append((seed, setting, rows, folder))
+    for environment, kept in environments.items():
+        labels = [(label(setting, [other for _, other, _, _ in kept]), setting) for _, setting, _, _ in kept]
+        parts = []
+        for (seed, setting, rows, folder), (line, _) in zip(kept, labels, strict=True):
+            unique = all(other == setting for name, other in labels if name == line)  # not if a flag is new
+            parts.append(rows.assign(seed=seed, line=line if unique else f"{line}, {folder.name}"))
+        if parts:
+            rows = pd.concat(parts).sort_values("line", kind="stable")
             counts = {line: seeds_of(part) for line, part in rows.groupby("line")}
             rows["line"], rows[OWN] = [f"{line} ({counts[line]})" for line in rows["line"]], own_share(rows)
-            lines[environment] = rows
-    return lines
+            found[environment] = rows
+    return found
 
 
 def seeds_of(rows: pd.DataFrame) -> str:
-    """How many seeds a line has, and from where on it has fewer."""
+    """How many seeds a line has, and the step from which on there are fewer."""
     ends = rows.groupby("seed")["global_step"].max()
     fewer = f", fewer after step {ends.min():,}" if ends.nunique() > 1 else ""
     return f"{len(ends)} seeds{fewer}" if len(ends) > 1 else f"seed {ends.index[0]}"
 
 
 def long_form(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Means over tasks of some columns, one `value` in a row, with the column's name as its `panel`."""
-    keys = ["line", "acting", "seed", "global_step"]
-    rows = rows.melt([*keys, "task"], columns, "panel").dropna(subset="value")
-    return rows.groupby(["panel", *keys], sort=False, as_index=False)["value"].mean()
+    """Means over tasks of some columns, one in a row, at all steps between a seed's first and last evaluation."""
+    keys = ["panel", "line", "acting", "seed"]
+    rows = rows[[*keys[1:], "global_step", *columns]].melt([*keys[1:], "global_step"], columns, "panel", MEAN)
+    wide = rows.dropna(subset=MEAN).pivot_table(MEAN, "global_step", keys, sort=False).sort_index()
+    wide = wide.interpolate("index", limit_area="inside")  # seeds may have been evaluated at different steps
+    return wide.melt(ignore_index=False, value_name=MEAN).dropna().reset_index()
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95% percentile bootstrap interval of the mean over runs: values [R]."""
+    return bootstrap((values,), np.mean, method="percentile", n_resamples=2000, rng=0).confidence_interval
 
 
 def draw_lines(title: str, rows: pd.DataFrame, colors: dict[str, str]) -> sns.FacetGrid:
     """A figure of rows in long form: lines in their colours, dashed where mixtures acted."""
     grid = sns.relplot(
-        rows, x="global_step", y="value", hue="line", hue_order=[*colors], palette=colors, size="line",
-        sizes={line: 2.5 if line == "mean" else 1 for line in colors},
+        rows, x="global_step", y=MEAN, hue="line", hue_order=[*colors], palette=colors, size="line",
+        sizes={line: 2.5 if line == MEAN else 1 for line in colors},
         legend=False if GREY in colors.values() else "auto",
         style="acting" if "mixture" in set(rows["acting"]) else None, style_order=["own", "mixture"],
         col="panel", col_wrap=min(3, rows["panel"].nunique()), height=3.2, aspect=1.4, kind="line",
-        errorbar=("ci", 95), n_boot=500, seed=0, facet_kws={"sharex": False, "sharey": False},
+        errorbar=interval, facet_kws={"sharex": False, "sharey": False},
     )  # fmt: skip
     for panel, axes in grid.axes_dict.items():
         axes.set(title=panel, xlabel="environment steps, summed over tasks", ylabel="")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        if any(word in panel for word in ("success", OWN, *SUCCESS.values())):
+        if panel.rpartition(": ")[2] in ("success_rate", OWN, *SUCCESS.values()):
             axes.set_ylim(-0.05, 1.05)
+        for line in axes.lines:
+            line.set_marker("o" if len(line.get_xdata()) == 1 else "")
+    if grid.legend:
+        grid.legend.set_title("")
     grid.tight_layout()
     grid.figure.suptitle(title, y=1.01, va="bottom")
     return grid
@@ -164,9 +181,10 @@ def draw_mixtures(title: str, rows: pd.DataFrame) -> plt.Figure | None:
 
     Task i's row has the shares of steps in which the policies acted. No figure if they all were its own.
     """
-    rows, tasks, found = rows[rows["acting"] == "own"], list(rows["task"].unique()), {}
-    rows = rows.dropna(subset=[f"acted/{tasks[0]}"])
-    alone = rows["line"].nunique() == 1
+    if rows.empty:
+        return None
+    tasks, found, alone = list(rows["task"].unique()), {}, rows["line"].nunique() == 1
+    rows = rows[rows["acting"] == "own"].dropna(subset=[f"acted/{tasks[0]}"])
     third = pd.cut(rows["global_step"], 3, labels=False) if alone else pd.Series(0, rows.index)
     for (line, _), part in rows.groupby(["line", third], sort=False):
         mixture = part.groupby("task", sort=False)[[f"acted/{policy}" for policy in tasks]].mean()
@@ -174,17 +192,17 @@ def draw_mixtures(title: str, rows: pd.DataFrame) -> plt.Figure | None:
             found[f"to step {part['global_step'].max():,}" if alone else line] = mixture.set_axis(tasks, axis=1)
     if not found:
         return None
-    side, columns = min(9, 3.4 + 0.12 * len(tasks)), min(len(found), 3)
-    size = (side + 1) * columns, side * -(-len(found) // columns)
+    height, columns = min(9, 3.4 + 0.12 * len(tasks)), min(len(found), 3)
+    size = (height + 1) * columns, height * -(-len(found) // columns)
     figure, grid = plt.subplots(-(-len(found) // columns), columns, figsize=size, squeeze=False, layout="constrained")
     figure.suptitle(f"{title}: who acted, share of steps")
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, (name, mixture) in zip(grid.flat, found.items(), strict=False):
-        numbers = {"annot": len(tasks) <= FEW, "fmt": ".2f", "annot_kws": {"fontsize": 8}}
-        sns.heatmap(mixture, vmin=0, vmax=1, cmap="Blues", ax=axes, xticklabels=True, yticklabels=True, **numbers)
+        annotation = {"annot": len(tasks) <= FEW_TASKS, "fmt": ".2f", "annot_kws": {"fontsize": 8}}
+        sns.heatmap(mixture, vmin=0, vmax=1, cmap="Blues", ax=axes, xticklabels=True, yticklabels=True, **annotation)
         axes.set_axis_on()
-        axes.set(xlabel="acting policy", ylabel="task", title=textwrap.fill(name, int(side * 8)))
+        axes.set(xlabel="acting policy", ylabel="task", title=textwrap.fill(name, int(height * 8)))
         axes.tick_params(labelsize=min(9, 330 / len(tasks)))
     return figure
 
@@ -196,18 +214,24 @@ def plot_runs(folders: Sequence[Path], output: Path) -> None:
         title, path = env_id, output / f"plots-{env_id.replace(':', '-')}.png"
         skipped = {"global_step", "acting", "task", "episodic_length", "seed", "line", *rows.filter(like="acted/")}
         columns, lines = [name for name in rows if name not in skipped], rows["line"].unique()
-        palette = sns.color_palette("tab10" if len(lines) <= 10 else "husl", len(lines))
-        colors = dict(zip(lines, palette, strict=True))
-        if len(lines) == 1:
-            title += f", {lines[0]}"
+        title += f", {lines[0]}" * (len(lines) == 1)
         if mixtures := draw_mixtures(title, rows):
             mixtures.savefig(path.with_stem(f"{path.stem}-who-acted"), dpi=100)
+            print(f"plots in {path.with_stem(f'{path.stem}-who-acted')}")
         if len(lines) == 1:
-            own = rows[rows["acting"] == "own"]
-            rows = pd.concat([own.assign(line=own["task"]), own.assign(line="mean")])
-            colors = {task: f"C{k}" if len(tasks) <= FEW else GREY for k, task in enumerate(tasks)} | {"mean": "black"}
-            title += "; grey: tasks, black: their mean" * (len(tasks) > FEW)
-        draw_lines(title, long_form(rows, columns), colors).savefig(path, dpi=100)
+            own, few = rows[rows["acting"] == "own"], len(tasks) <= FEW_TASKS
+            keys, of_tasks = ["panel", "line", "global_step"], long_form(own.assign(line=own["task"]), columns)
+            of_tasks = of_tasks.groupby(keys, sort=False, as_index=False)[MEAN].mean()  # no intervals
+            rows = pd.concat([of_tasks.assign(acting="own"), long_form(own.assign(line=MEAN), columns)])
+            colors = {task: f"C{k}" if few else GREY for k, task in enumerate(tasks)} | {MEAN: "black"}
+            title += "" if few else "; grey: tasks, black: their mean"
+        else:
+            rows, palette = (
+                long_form(rows, columns),
+                sns.color_palette("tab10" if len(lines) <= 10 else "husl", len(lines)),
+            )
+            colors = dict(zip(lines, palette, strict=True))
+        draw_lines(title, rows, colors).savefig(path, dpi=100)
         plt.close("all")
         print(f"plots in {path}")
 
@@ -219,7 +243,7 @@ def gather(folders: Sequence[Path]) -> None:
         (record, rows), log = read_run(folder), log_of(folder)
         if not log or not log[-1].startswith("exit code 0 "):
             continue
-        _, script, method, seed = folder.name.split("__")
+        _, script, method, seed = folder.name.rsplit("__", 3)
         run, env_id = {"script": script, "method": method, "seed": int(seed)}, record["args"]["env_id"]
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
         logged = [tag for tag in events.Tags()["scalars"] if tag.startswith("switch/advantage/")]
@@ -229,7 +253,11 @@ def gather(folders: Sequence[Path]) -> None:
         evaluations.setdefault(env_id, []).append(rows[[*run, *rows.columns.difference(run, sort=False)]])
         hours = sum(float(line.split()[-2]) for line in log if line.startswith("exit code"))
         run |= {"env_id": env_id, "global_step": rows["global_step"].max(), "hours": round(hours, 2)}
-        run |= {"git_commit": record["git_commit"], **record["versions"], "command": log[0][2:]}
+        run |= {
+            "git_commit": record["git_commit"],
+            **record["versions"],
+            "command": [line[2:] for line in log if line.startswith("$ ")][-1],
+        }
         records.append(pd.DataFrame([run]))
     for env_id, new in evaluations.items():
         merge(RESULTS / f"{env_id.replace(':', '-')}.csv", new, ["script", "method", "seed"])
@@ -239,20 +267,19 @@ def gather(folders: Sequence[Path]) -> None:
 
 def merge(path: Path, new: list[pd.DataFrame], key: list[str]) -> None:
     """Put rows of runs into a CSV file, in place of those of the same runs, unless these had got further."""
-    old = [pd.read_csv(path)] if path.exists() else []
-    rows = pd.concat([part.assign(rank=k) for k, part in enumerate([*old, pd.concat(new)])])
-    rows["rank"] = rows.groupby([*key, "rank"])["global_step"].transform("max") + 0.5 * rows["rank"]
+    parts = [*([pd.read_csv(path, **CSV)] if path.exists() else []), *new]
+    rows = pd.concat([part.assign(rank=k / len(parts)) for k, part in enumerate(parts)])
+    rows["rank"] += rows.groupby([*key, "rank"])["global_step"].transform("max")
     rows = rows[rows["rank"] == rows.groupby(key)["rank"].transform("max")].drop(columns="rank")
     path.parent.mkdir(parents=True, exist_ok=True)
     rows.sort_values(key, kind="stable").to_csv(path, index=False, float_format="%.5g")
 
 
-def interval(values: np.ndarray) -> str:
-    """Mean over runs of values [R], with the 95% percentile bootstrap interval of the mean."""
+def mean_and_interval(values: np.ndarray) -> str:
+    """Mean over runs of values [R], with its interval."""
     if len(values) < 2:
         return f"{values.mean():.2f} (1 seed)"
-    ends = bootstrap((values,), np.mean, method="percentile", n_resamples=2000, rng=0).confidence_interval
-    return f"{values.mean():.2f} [{ends.low:.2f}, {ends.high:.2f}]"
+    return "{:.2f} [{:.2f}, {:.2f}]".format(values.mean(), *interval(values))
 
 
 def improvement(better: np.ndarray, base: np.ndarray) -> float:
@@ -268,7 +295,7 @@ def summary(rows: pd.DataFrame, column: str, paper: dict[str, float]) -> pd.Data
     for key, part in last.groupby(["acting", "line"]):
         scores[key] = part.pivot_table(column, "seed", "task").to_numpy()  # [R, N]
     mean = long_form(rows[rows["acting"] == "own"], [column])
-    first = mean[mean["value"] == 1].groupby(["line", "seed"])["global_step"].min()
+    first = mean[mean[MEAN] == 1].groupby(["line", "seed"])["global_step"].min()
     for method in METHODS:
         if ("own", method) in scores:
             values, mixture = scores["own", method], scores.get(("mixture", method))
@@ -276,9 +303,9 @@ def summary(rows: pd.DataFrame, column: str, paper: dict[str, float]) -> pd.Data
             steps = first[first.index.get_level_values("line") == method]
             cells[method] = {
                 "seeds": str(len(values)),
-                "success [95%]": interval(values.mean(1)),
+                "success [95%]": mean_and_interval(values.mean(1)),
                 "IQM": f"{trim_mean(values.ravel(), 0.25):.2f}" if len(values) >= 5 else "",
-                "of its mixtures": "" if mixture is None else interval(mixture.mean(1)),
+                "of its mixtures": "" if mixture is None else mean_and_interval(mixture.mean(1)),
                 "probability to beat base": "" if base is None else f"{improvement(values, base):.2f}",
                 "paper": f"{paper[method]:.2f}" if method in paper else "",
                 "first without a failure": f"{steps.median():,.0f} ({len(steps)} of {len(values)})"
@@ -301,48 +328,52 @@ def insert(path: Path, text: str) -> None:
     path.write_text(re.sub(marks, lambda found: f"{found[1]}\n{text}\n{found[2]}", path.read_text(), flags=re.S))
 
 
-def save(name: str, title: str, rows: pd.DataFrame, paper: dict[str, dict[str, float]]) -> str:
-    """A figure of results: rows in long form, and dotted the paper's values by panel and method. Returns its link."""
+def save(name: str, title: str, rows: pd.DataFrame, paper: dict[str, dict[str, float]]) -> None:
+    """A figure of results: rows in long form, and dotted the paper's values by panel and method."""
     colors = {method: f"C{k}" for k, method in enumerate(METHODS) if method in set(rows["line"])}
     grid = draw_lines(title, rows, colors)
     for panel, axes in grid.axes_dict.items():
         for method, value in paper.get(panel, {}).items():
             axes.axhline(value, color=colors.get(method), linestyle=":")
     grid.savefig(RESULTS / f"{name}.png", dpi=100)
-    return f"![{title}](RESULTS/{name}.png)\n"
+    plt.close("all")
 
 
 def write_results() -> None:
     """Figures and tables from the CSV files of benchmark/results/."""
-    records = pd.read_csv(RESULTS / "runs.csv")
-    text, overview, curves, ends = "", {}, [], {}
+    records = pd.read_csv(RESULTS / "runs.csv", **CSV)
+    text, overview, curves, paper = "", {}, [], {}
     for env_id, of_env in records.groupby("env_id"):
         name, success, parts = env_id.replace(":", "-"), SUCCESS.get(env_id, "success_rate"), []
-        rows = pd.read_csv(RESULTS / f"{name}.csv").rename(columns={"method": "line"})
+        rows = pd.read_csv(RESULTS / f"{name}.csv", **CSV).rename(columns={"method": "line"})
         rows[OWN] = own_share(rows)
         text += f"## {env_id}\n"
         for script in filter(set(rows["script"]).__contains__, Script.__args__):
-            found, panel = rows[rows["script"] == script], f"{env_id}, {script}: {success}"
+            found, panel = rows[rows["script"] == script], f"{script}: {success}"
             end = found.groupby(["line", "seed"])["global_step"].max().min()
             found = found[found["global_step"] <= end]
-            ends[panel] = dict(zip(("base", "qmp"), PAPER.get(env_id, {}).get(script, ()), strict=False))
-            cells, columns = summary(found, success, ends[panel]), ["success [95%]", "paper"]
+            values = dict(zip(("base", "qmp"), PAPER.get(env_id, {}).get(script, ()), strict=False))
+            paper |= {panel: values, f"{env_id}, {panel}": values}
+            cells = summary(found, success, values)
             commands = of_env[of_env["script"] == script].drop_duplicates("method")["command"].str.cat(sep="\n")
             text += f"\n### {script}.py, {end:,} steps\n\n```\n{commands}\n```\n\n{table(cells)}"
-            pair = cells.reindex(["base", "qmp"])[columns].fillna("").stack()
-            pair.index = ["base", "paper: base", "qmp", "paper: qmp"]
-            overview[f"{env_id}, `{script}.py`"] = {"steps": f"{end:,}", **pair}
+            row = cells.reindex(["base", "qmp"])[["success [95%]", "paper"]].fillna("").stack()
+            row.index = ["base", "paper: base", "qmp", "paper: qmp"]
+            overview[f"{env_id}, `{script}.py`"] = {"steps": f"{end:,}", **row}
             curve = long_form(found, [success, OWN, "advantage"])
             curve = curve[curve["line"].str.startswith("qmp") | (curve["panel"] == success)]
-            parts.append(curve.assign(panel=f"{env_id}, {script}: " + curve["panel"]))
+            parts.append(curve.assign(panel=f"{script}: " + curve["panel"]))
+            main = parts[-1][curve["line"].isin(["base", "qmp"]) & (curve["panel"] == success)]
+            curves.append(main.assign(panel=f"{env_id}, {panel}"))
             if figure := draw_mixtures(f"{env_id}, {script}, qmp", found[found["line"] == "qmp"]):
                 figure.savefig(RESULTS / f"{name}-{script}.png", dpi=100)
                 text += f"\n![Who acted](../benchmark/results/{name}-{script}.png)\n"
-        text += "\n" + save(name, env_id, pd.concat(parts), ends).replace("RESULTS", "../benchmark/results") + "\n"
-        curves += [part[part["line"].isin(["base", "qmp"]) & part["panel"].isin([*ends])] for part in parts]
+        save(name, env_id, pd.concat(parts), paper)
+        text += f"\n![{env_id}](../benchmark/results/{name}.png)\n\n"
+    save("success", "Success of base methods, and with QMP", pd.concat(curves), paper)
     insert(ROOT / "docs" / "results.md", text.rstrip() + "\n")
-    figure = save("success", "Success of base methods, and with QMP", pd.concat(curves), ends)
-    insert(ROOT / "README.md", f"{table(pd.DataFrame(overview).T)}\n{figure.replace('RESULTS', 'benchmark/results')}")
+    picture = "![Success of base methods, and with QMP](benchmark/results/success.png)"
+    insert(ROOT / "README.md", f"{table(pd.DataFrame(overview).T)}\n{picture}\n")
 
 
 def main(args: Args) -> int:

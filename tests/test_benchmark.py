@@ -202,6 +202,7 @@ def figures(monkeypatch):
     """Figures, kept open, by the name of their file."""
     kept = {}
     monkeypatch.setattr(plot.plt, "close", lambda figure: None)
+    monkeypatch.setitem(plot.plt.rcParams, "figure.max_open_warning", 0)
     save = plot.plt.Figure.savefig
     monkeypatch.setattr(
         plot.plt.Figure,
@@ -237,7 +238,7 @@ def test_one_run_shows_tasks_mean_and_mixture(tmp_path, figures):
     assert figure.get_suptitle() == "PointReach-v0, qmp_sac (seed 1)"
     assert [axes.get_title() for axes in figure.axes] == ["success_rate", "episodic_return", "height", plot.OWN]
     returns = {name: heights(points) for name, points in lines(figure, "episodic_return").items()}
-    assert returns == {"a": [-1, -2, -3], "b": [-2, -3, -4], "mean": [-1.5, -2.5, -3.5]}
+    assert returns == {"a": [-1, -2, -3], "b": [-2, -3, -4], plot.MEAN: [-1.5, -2.5, -3.5]}
     *thirds, _, _, _ = figures["plots-PointReach-v0-who-acted.png"].axes  # and their colour bars
     assert [axes.get_title() for axes in thirds] == ["to step 100", "to step 200", "to step 300"]
     assert thirds[2].collections[0].get_array().tolist() == [[0.75, 0.25], [0.25, 0.75]]
@@ -293,13 +294,36 @@ def test_a_mean_is_over_the_seeds_that_got_there_each_once(tmp_path, figures, ca
     for name, seed, success in (("a", 1, [0, 0, 0.5]), ("again", 1, [1, 1]), ("b", 2, [1, 1, 1, 0]), ("c", 3, [0.5])):
         make_run(tmp_path / name, success, seed)
     (tmp_path / "link").symlink_to(tmp_path / "b")
-    other = make_run(tmp_path / "other", [0], qmp=False)
+    other = make_run(tmp_path / "other", [0.25], seed=3, qmp=False)
     plot.main(plot.Args(runs=(tmp_path, tmp_path / "a", tmp_path / "link"), output=tmp_path))
     assert capsys.readouterr().err == f"{tmp_path}/again is left out: {tmp_path}/a has the same settings and seed\n"
     found = lines(figures["plots-PointReach-v0.png"], "success_rate")
     assert found["--qmp (3 seeds, fewer after step 100)"] == [[100, 0.5], [200, 0.5], [300, 0.75], [400, 0]]
     plot.main(plot.Args(runs=(tmp_path / "b", tmp_path / "b", other)))
-    assert "--qmp (seed 2)" in lines(figures["plots-PointReach-v0.png"], "success_rate")
+    found = lines(figures["plots-PointReach-v0.png"], "success_rate")
+    assert "--qmp (seed 2)" in found and found["--no-qmp (seed 3)"] == [[100, 0.25]]
+    single = [line for line in figures["plots-PointReach-v0.png"].axes[0].lines if len(line.get_xdata()) == 1]
+    assert [line.get_marker() for line in single] == ["o"]
+
+
+def test_seeds_evaluated_at_different_steps_and_settings_of_an_older_version(tmp_path, figures):
+    """A seed's value between two of its evaluations is between theirs. A new flag makes another line."""
+    make_run(tmp_path / "a", [0, 0, 0, 0], seed=1)
+    rows = pd.read_csv(make_run(tmp_path / "b", [1, 1], seed=2) / "evaluations.csv")
+    rows.assign(global_step=rows["global_step"] * 2).to_csv(tmp_path / "b" / "evaluations.csv", index=False)
+    make_run(tmp_path / "new", [1] * 3, seed=1, new_flag=1)
+    plot.main(plot.Args(runs=(tmp_path,)))
+    found = lines(figures["plots-PointReach-v0.png"], "success_rate")
+    assert found == {
+        "qmp_sac, new (seed 1)": [[100, 1], [200, 1], [300, 1]],
+        "qmp_sac, a (seed 1)": [[100, 0], [200, 0], [300, 0], [400, 0]],
+        "qmp_sac, b (seed 2)": [[200, 1], [300, 1], [400, 1]],
+    }
+    shutil.rmtree(tmp_path / "new")
+    plot.main(plot.Args(runs=(tmp_path,)))
+    height = [[100, 1], [200, 1.5], [300, 2.25], [400, 3]]
+    found = lines(figures["plots-PointReach-v0.png"], "height")
+    assert found == {"a": height, "b": height, plot.MEAN: height}
 
 
 def test_a_run_that_is_just_being_written(tmp_path):
@@ -326,9 +350,10 @@ def test_interval_is_that_of_many_resamples():
     values = np.random.default_rng(1).random(7)
     picks = np.random.default_rng(2).integers(7, size=(100_000, 7))
     expected = np.quantile(values[picks].mean(1), (0.025, 0.975))
-    mean, low, high = (float(word.strip("[,]")) for word in plot.interval(values).split())
-    assert mean == pytest.approx(values.mean(), abs=0.005) and (low, high) == pytest.approx(expected, abs=0.02)
-    assert plot.interval(values[:1]) == f"{values[0]:.2f} (1 seed)"
+    low, high = plot.interval(values)
+    assert (low, high) == pytest.approx(expected, abs=0.02)
+    assert plot.mean_and_interval(values) == f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
+    assert plot.mean_and_interval(values[:1]) == f"{values[0]:.2f} (1 seed)"
 
 
 def test_probability_of_improvement():
@@ -378,7 +403,7 @@ def test_results_are_gathered_and_told(repository, figures):
     assert set(records["hours"]) == {0.5} and set(records["global_step"]) == {1000}
     assert set(records["command"]) == {"python qmp_sac.py --qmp", "python qmp_sac.py --base"}
     assert overview.startswith("before\n") and overview.endswith("after\n")
-    success = plot.interval(np.array([0.2, 0.4, 0.6, 0.8, 1.0]))
+    success = plot.mean_and_interval(np.array([0.2, 0.4, 0.6, 0.8, 1.0]))
     assert f"| 1,000 | 0.50 [0.50, 0.50] | 0.60 | {success} | 0.72 |" in overview
     # Of the seeds 0.2 and 0.4 lose against 0.5.
     assert f"| qmp | 5 | {success} | 0.60 | 0.60 | 0.72 | 200 (5 of 5) |" in details
@@ -390,8 +415,9 @@ def test_results_are_gathered_and_told(repository, figures):
 
 def test_results_are_kept_unless_a_run_has_got_further(repository):
     make, read = repository
-    make("qmp", [0, 0, 1])
     make("base", [0, 0, 0])
+    assert "| base | 1 | 0.00 (1 seed) |" in read()[1]
+    make("qmp", [0, 0, 1])
     read()
     make("qmp", [0.5, 0.5], folder="again")  # begun anew, and not done
     make("base", [0.5, 0.5, 0.5, 0.5], folder="again")
