@@ -357,9 +357,9 @@ def write_results() -> None:
             cells = summary(found, success, values)
             commands = of_env[of_env["script"] == script].drop_duplicates("method")["command"].str.cat(sep="\n")
             text += f"\n### {script}.py, {end:,} steps\n\n```\n{commands}\n```\n\n{table(cells)}"
-            row = cells.reindex(["base", "qmp"])[["success [95%]", "paper"]].fillna("").stack()
-            row.index = ["base", "paper: base", "qmp", "paper: qmp"]
-            overview[f"{env_id}, `{script}.py`"] = {"steps": f"{end:,}", **row}
+            pair = " → ".join(cells["success [95%]"].get(method, "not run") for method in ("base", "qmp"))
+            pair += "; paper: {base:.2f} → {qmp:.2f}".format(**values) if values else ""
+            overview[f"{env_id}, {end:,} steps", f"`{script}.py`"] = pair
             curve = long_form(found, [success, OWN, "advantage"])
             curve = curve[curve["line"].str.startswith("qmp") | (curve["panel"] == success)]
             parts.append(curve.assign(panel=f"{script}: " + curve["panel"]))
@@ -373,7 +373,9 @@ def write_results() -> None:
     save("success", "Success of base methods, and with QMP", pd.concat(curves), paper)
     insert(ROOT / "docs" / "results.md", text.rstrip() + "\n")
     picture = "![Success of base methods, and with QMP](benchmark/results/success.png)"
-    insert(ROOT / "README.md", f"{table(pd.DataFrame(overview).T)}\n{picture}\n")
+    columns = [f"`{script}.py`" for script in Script.__args__]
+    overview = pd.Series(overview).unstack().reindex(columns=columns).fillna("")
+    insert(ROOT / "README.md", f"{table(overview)}\n{picture}\n")
 
 
 def main(args: Args) -> int:

@@ -404,7 +404,7 @@ def test_results_are_gathered_and_told(repository, figures):
     assert set(records["command"]) == {"python qmp_sac.py --qmp", "python qmp_sac.py --base"}
     assert overview.startswith("before\n") and overview.endswith("after\n")
     success = plot.mean_and_interval(np.array([0.2, 0.4, 0.6, 0.8, 1.0]))
-    assert f"| 1,000 | 0.50 [0.50, 0.50] | 0.60 | {success} | 0.72 |" in overview
+    assert f"| Maze-v0, 1,000 steps | 0.50 [0.50, 0.50] → {success}; paper: 0.60 → 0.72 |" in overview
     # Of the seeds 0.2 and 0.4 lose against 0.5.
     assert f"| qmp | 5 | {success} | 0.60 | 0.60 | 0.72 | 200 (5 of 5) |" in details
     assert "| base | 5 | 0.50 [0.50, 0.50] | 0.50 |  | 0.60 |  |" in details
