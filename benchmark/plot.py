@@ -187,9 +187,10 @@ def draw_mixtures(title: str, rows: pd.DataFrame) -> plt.Figure | None:
     rows = rows[rows["acting"] == "own"].dropna(subset=[f"acted/{tasks[0]}"])
     third = pd.cut(rows["global_step"], 3, labels=False) if alone else pd.Series(0, rows.index)
     for (line, _), part in rows.groupby(["line", third], sort=False):
+        first, last = part["global_step"].min(), part["global_step"].max()
         mixture = part.groupby("task", sort=False)[[f"acted/{policy}" for policy in tasks]].mean()
         if not np.allclose(mixture, np.eye(len(tasks))):
-            found[f"to step {part['global_step'].max():,}" if alone else line] = mixture.set_axis(tasks, axis=1)
+            found[f"evaluations at {first:,} to {last:,}" if alone else line] = mixture.set_axis(tasks, axis=1)
     if not found:
         return None
     height, columns = min(9, 3.4 + 0.12 * len(tasks)), min(len(found), 3)
@@ -358,10 +359,11 @@ def write_results() -> None:
             commands = of_env[of_env["script"] == script].drop_duplicates("method")["command"].str.cat(sep="\n")
             text += f"\n### {script}.py, {end:,} steps\n\n```\n{commands}\n```\n\n{table(cells)}"
             pair = " → ".join(cells["success [95%]"].get(method, "not run") for method in ("base", "qmp"))
-            pair += "; paper: {base:.2f} → {qmp:.2f}".format(**values) if values else ""
+            pair += "; paper, at its end: {base:.2f} → {qmp:.2f}".format(**values) if values else ""
             overview[f"{env_id}, {end:,} steps", f"`{script}.py`"] = pair
             curve = long_form(found, [success, OWN, "advantage"])
             curve = curve[curve["line"].str.startswith("qmp") | (curve["panel"] == success)]
+            curve = curve[~curve["line"].str.contains("uniform") | (curve["panel"] != "advantage")]  # it is negative
             parts.append(curve.assign(panel=f"{script}: " + curve["panel"]))
             main = parts[-1][curve["line"].isin(["base", "qmp"]) & (curve["panel"] == success)]
             curves.append(main.assign(panel=f"{env_id}, {panel}"))

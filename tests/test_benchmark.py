@@ -240,7 +240,7 @@ def test_one_run_shows_tasks_mean_and_mixture(tmp_path, figures):
     returns = {name: heights(points) for name, points in lines(figure, "episodic_return").items()}
     assert returns == {"a": [-1, -2, -3], "b": [-2, -3, -4], plot.MEAN: [-1.5, -2.5, -3.5]}
     *thirds, _, _, _ = figures["plots-PointReach-v0-who-acted.png"].axes  # and their colour bars
-    assert [axes.get_title() for axes in thirds] == ["to step 100", "to step 200", "to step 300"]
+    assert [axes.get_title() for axes in thirds] == [f"evaluations at {step} to {step}" for step in (100, 200, 300)]
     assert thirds[2].collections[0].get_array().tolist() == [[0.75, 0.25], [0.25, 0.75]]
     assert [text.get_text() for text in thirds[2].get_xticklabels()] == ["a", "b"]
     assert [text.get_text() for text in thirds[2].texts] == ["0.75", "0.25", "0.25", "0.75"]
@@ -404,7 +404,7 @@ def test_results_are_gathered_and_told(repository, figures):
     assert set(records["command"]) == {"python qmp_sac.py --qmp", "python qmp_sac.py --base"}
     assert overview.startswith("before\n") and overview.endswith("after\n")
     success = plot.mean_and_interval(np.array([0.2, 0.4, 0.6, 0.8, 1.0]))
-    assert f"| Maze-v0, 1,000 steps | 0.50 [0.50, 0.50] → {success}; paper: 0.60 → 0.72 |" in overview
+    assert f"| Maze-v0, 1,000 steps | 0.50 [0.50, 0.50] → {success}; paper, at its end: 0.60 → 0.72 |" in overview
     # Of the seeds 0.2 and 0.4 lose against 0.5.
     assert f"| qmp | 5 | {success} | 0.60 | 0.60 | 0.72 | 200 (5 of 5) |" in details
     assert "| base | 5 | 0.50 [0.50, 0.50] | 0.50 |  | 0.60 |  |" in details
