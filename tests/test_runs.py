@@ -223,6 +223,9 @@ def test_console(tmp_path, capsys):
     assert [line for line in tables if line.startswith("step")] == ["step 300, own", "step 600, own"]
     assert tables[1].split() == ["task", "success", "return", "own", "policy"]
     last = rows(tmp_path / "run")[-N:]
+    for line, (_, row) in zip(tables[-N - 1 :], last.iterrows(), strict=False):
+        values = row["task"], row["success_rate"], row["episodic_return"], row[f"acted/{row['task']}"]
+        assert line.split() == [value if isinstance(value, str) else f"{value:.2f}" for value in values]
     assert tables[-1].split()[:3] == ["mean", *(f"{last[key].mean():.2f}" for key in last.columns[3:5])]
     assert not err
 
@@ -395,10 +398,23 @@ def test_the_same_letters(script):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_stay_short_and_explain_every_flag(script):
     text = (ROOT / f"{script}.py").read_text()
-    assert text.count("\n") <= (500 if script == "qmp_sac" else 580)
-    (body,) = (node.body for node in ast.parse(text).body if getattr(node, "name", None) == "Args")
+    tree = ast.parse(text)
+    named = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert text.count("\n") <= (500 if script == "qmp_sac" else 580) and len(named) <= 16
+    loops = [node for node in named["main"].body if isinstance(node, ast.For)]
+    assert loops[-1].end_lineno - loops[-1].lineno < 60
+    assert max(node.col_offset for node in ast.walk(tree) if isinstance(node, ast.stmt)) <= 4 * 4
+    body = named["Args"].body
     for field, doc in zip(body, body[1:], strict=False):
         assert not isinstance(field, ast.AnnAssign) or isinstance(getattr(doc, "value", None), ast.Constant)
+
+
+def test_distillation_comes_at_the_right_steps(tmp_path, monkeypatch):
+    module, steps = importlib.import_module("qmp_dnc"), []
+    monkeypatch.setattr(module, "distill", lambda agent, optimizers, rb, args: steps.append(N * rb.added))
+    train("qmp_dnc", tmp_path / "run", "--distill-period 100 --train-frequency 3")
+    # The first training, which comes in every third turn, after each multiple of 100 steps.
+    assert steps == [N * 3 * -(-100 * i // (3 * N)) for i in range(1, 6)] + [600]
 
 
 def test_without_divergences_dnc_is_qmp_sac(runs):

@@ -187,13 +187,22 @@ def test_minimum_rewards_are_lower_bounds(env_id):
             assert reward == pytest.approx(-np.linalg.norm(corners - GOALS[name], axis=1).max() / STEP)
 
 
-def test_borrowed_transitions_get_the_environments_minimum_reward(tmp_path, monkeypatch):
-    seen, vec = [], envs.make_vec("PointReach-v0", 1)
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ("--env-id PointReach-v0", envs.make_vec("PointReach-v0", 1).min_rewards),
+        ("--env-id PointReach-v0 --min-reward -3.5", [-3.5] * len(envs.TASKS["PointReach-v0"])),
+        ("--env-id test_runs:make_drift --min-reward 0", [0.0] * 3),
+    ],
+)
+def test_borrowed_transitions_get_the_minimum_reward(tmp_path, monkeypatch, flags, expected):
+    """That of the environment, or the one asked for."""
+    seen = []
     monkeypatch.setattr(qmp_uds, "share", lambda *inputs: seen.append(inputs[2].rewards) or share(*inputs))
-    qmp_uds.main([*SHORT, "--run-dir", str(tmp_path / "run")])
-    assert len(seen) == 60 // vec.num_envs  # an update in every turn of the loop
+    qmp_uds.main([*SHORT, *flags.split(), "--run-dir", str(tmp_path / "run")])
+    assert len(seen) == 60 // len(expected)  # an update in every turn of the loop
     for rewards in seen:
-        assert torch.equal(rewards, torch.tensor(vec.min_rewards).unsqueeze(1).expand(-1, 4))
+        assert torch.equal(rewards, torch.tensor(expected).unsqueeze(1).expand(-1, 4))
 
 
 def test_a_users_environment_needs_its_minimum(tmp_path):
