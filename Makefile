@@ -1,4 +1,4 @@
-# make train: install, then train QMP on PointReach.   make test: install, then lint and test.
+# make train: install, then train QMP on PointReach, or go on.   make test: install, then lint and test.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -18,10 +18,10 @@ install: .venv/installed
 	touch $@
 
 train: install
-	$(BIN)/python qmp_sac.py
-	$(BIN)/python benchmark/plot.py
+	$(BIN)/python qmp_sac.py $(if $(wildcard runs/first/checkpoint.pt),--resume,--run-dir) runs/first
+	$(BIN)/python benchmark/plot.py runs/first
 
 test: .venv/benchmark
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2

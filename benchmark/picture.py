@@ -34,13 +34,13 @@ PANELS = (  # title, tasks, flags
     ("(c) QMP, a fourth policy helps", TASKS, "--env-id PointReach-v0"),
 )
 FRAMES = {  # task shown, steps before the picture
-    "PointReach-v0": (3, 12),
+    "PointReach-v0": (0, 12),
     "MultistageReacher-v0": (0, 15),
     "Maze-v0": (0, 60),
-    "MetaWorldCDS-v0": (2, 20),
-    "MetaWorldMT10-v3": (2, 20),
     "Walker2dMT4-v0": (3, 8),
     "KitchenMT10-v0": (0, 5),
+    "MetaWorldCDS-v0": (2, 20),
+    "MetaWorldMT10-v3": (2, 20),
 }
 
 

@@ -27,6 +27,7 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import seaborn as sns  # noqa: E402
 import tyro  # noqa: E402
+from matplotlib.colors import PowerNorm  # noqa: E402
 from matplotlib.ticker import EngFormatter  # noqa: E402
 from run import METHODS, ROOT, Script, log_of  # noqa: E402
 from scipy.stats import bootstrap, mannwhitneyu, trim_mean  # noqa: E402
@@ -201,7 +202,8 @@ def draw_mixtures(title: str, rows: pd.DataFrame) -> plt.Figure | None:
         axes.set_axis_off()
     for axes, (name, mixture) in zip(grid.flat, found.items(), strict=False):
         annotation = {"annot": len(tasks) <= FEW_TASKS, "fmt": ".2f", "annot_kws": {"fontsize": 8}}
-        sns.heatmap(mixture, vmin=0, vmax=1, cmap="Blues", ax=axes, xticklabels=True, yticklabels=True, **annotation)
+        colors = {"norm": PowerNorm(0.5, 0, 1), "cmap": "Blues"}  # small shares show too
+        sns.heatmap(mixture, ax=axes, xticklabels=True, yticklabels=True, **colors, **annotation)
         axes.set_axis_on()
         axes.set(xlabel="acting policy", ylabel="task", title=textwrap.fill(name, int(height * 8)))
         axes.tick_params(labelsize=min(9, 330 / len(tasks)))
@@ -227,10 +229,8 @@ def plot_runs(folders: Sequence[Path], output: Path) -> None:
             colors = {task: f"C{k}" if few else GREY for k, task in enumerate(tasks)} | {MEAN: "black"}
             title += "" if few else "; grey: tasks, black: their mean"
         else:
-            rows, palette = (
-                long_form(rows, columns),
-                sns.color_palette("tab10" if len(lines) <= 10 else "husl", len(lines)),
-            )
+            rows = long_form(rows, columns)
+            palette = sns.color_palette("tab10" if len(lines) <= 10 else "husl", len(lines))
             colors = dict(zip(lines, palette, strict=True))
         draw_lines(title, rows, colors).savefig(path, dpi=100)
         plt.close("all")
@@ -276,11 +276,12 @@ def merge(path: Path, new: list[pd.DataFrame], key: list[str]) -> None:
     rows.sort_values(key, kind="stable").to_csv(path, index=False, float_format="%.5g")
 
 
-def mean_and_interval(values: np.ndarray) -> str:
-    """Mean over runs of values [R], with its interval."""
+def mean_and_interval(values: np.ndarray, expected: int = 0) -> str:
+    """Mean over runs of values [R], with its interval, and their number if there is one or fewer than expected."""
     if len(values) < 2:
         return f"{values.mean():.2f} (1 seed)"
-    return "{:.2f} [{:.2f}, {:.2f}]".format(values.mean(), *interval(values))
+    fewer = f" ({len(values)} seeds)" if len(values) < expected else ""
+    return "{:.2f} [{:.2f}, {:.2f}]{}".format(values.mean(), *interval(values), fewer)
 
 
 def improvement(better: np.ndarray, base: np.ndarray) -> float:
@@ -306,7 +307,7 @@ def summary(rows: pd.DataFrame, column: str, paper: dict[str, float]) -> pd.Data
                 "seeds": str(len(values)),
                 "success [95%]": mean_and_interval(values.mean(1)),
                 "IQM": f"{trim_mean(values.ravel(), 0.25):.2f}" if len(values) >= 5 else "",
-                "of its mixtures": "" if mixture is None else mean_and_interval(mixture.mean(1)),
+                "of its mixtures": "" if mixture is None else mean_and_interval(mixture.mean(1), len(values)),
                 "probability to beat base": "" if base is None else f"{improvement(values, base):.2f}",
                 "paper": f"{paper[method]:.2f}" if method in paper else "",
                 "first without a failure": f"{steps.median():,.0f} ({len(steps)} of {len(values)})"

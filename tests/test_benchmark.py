@@ -354,6 +354,7 @@ def test_interval_is_that_of_many_resamples():
     assert (low, high) == pytest.approx(expected, abs=0.02)
     assert plot.mean_and_interval(values) == f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
     assert plot.mean_and_interval(values[:1]) == f"{values[0]:.2f} (1 seed)"
+    assert plot.mean_and_interval(values, len(values) + 1).endswith(f"] ({len(values)} seeds)")
 
 
 def test_probability_of_improvement():
