@@ -487,9 +487,9 @@ class Run:
                 raise gym.error.Error(f"--track: {error} (WANDB_MODE=offline needs no account)") from None
         open(self.csv, "r+" if state else "w").truncate(state["csv_size"] if state else 0)  # later rows are lost
         git = os.popen(f"git -C '{SCRIPT.parent}' describe --always --dirty 2>/dev/null").read().strip()
-        record = {"args": vars(args), "tasks": self.envs.tasks, "git_commit": git}
+        record = {"args": vars(args), "tasks": self.envs.tasks, "cpu": torch.backends.cpu.get_cpu_capability()}
         record["versions"] = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco", "metaworld")}
-        (self.dir / "args.json").write_text(json.dumps({"script": SCRIPT.stem} | record, indent=2))
+        (self.dir / "args.json").write_text(json.dumps({"script": SCRIPT.stem, "git_commit": git} | record, indent=2))
         self.writer = SummaryWriter(self.dir, purge_step=state["global_step"] + 1 if state else 0)
         self.writer.add_text("hyperparameters", "\n".join(f"    {k}: {v}" for k, v in vars(args).items()))
 

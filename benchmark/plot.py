@@ -256,6 +256,7 @@ def gather(folders: Sequence[Path]) -> None:
         run |= {"env_id": env_id, "global_step": rows["global_step"].max(), "hours": round(hours, 2)}
         run |= {
             "git_commit": record["git_commit"],
+            "cpu": record.get("cpu"),  # its vector instructions; runs before they were recorded lack it
             **record["versions"],
             "command": [line[2:] for line in log if line.startswith("$ ")][-1],
         }

@@ -2,15 +2,16 @@
 
     python benchmark/speed.py                                         # a table, in some minutes
     python benchmark/speed.py --cuda                                  # on the GPU
-    python benchmark/speed.py --env-ids --tasks 10 --batch-size 256   # ten tasks without environments
+    python benchmark/speed.py --env-ids --tasks 10 --batch-sizes 32 256 --compile   # ten tasks without environments
 
 In a turn every task acts, steps and stores, and the turn's share of the updates is made: by qmp_sac.py with QMP,
-without, and with QMP by N agents of plain `torch.nn` modules, one after the other. Times are medians in ms of rounds in
-which all take turns. Measure on an idle machine. Environments are trained as in benchmark/run.py, tasks without one by
-the defaults.
+without, with QMP by N agents of plain `torch.nn` modules, one after the other, and if asked for as with qmp_sac.py's
+--compile. Times are medians in ms of rounds in which all take turns. Measure on an idle machine. Environments are
+trained as in benchmark/run.py, tasks without one by the defaults.
 """
 
 import copy
+import itertools
 import os
 import sys
 import time
@@ -38,8 +39,10 @@ class Args:
     """environments"""
     tasks: tuple[int, ...] = (1, 2, 5, 10, 25, 50)
     """numbers of tasks without environments"""
-    batch_size: int = 32
+    batch_sizes: tuple[int, ...] = (32,)
     """of tasks without environments"""
+    compile: bool = False
+    """measure the compiled update too"""
     vectorization: Literal["sync", "async"] = "sync"
     """step the tasks in this process, or in a process each"""
     seconds: float = 10.0
@@ -104,7 +107,7 @@ def measure(functions: dict[str, Callable], seconds: float, cuda: bool) -> dict[
 
 
 def parts(envs, N: int, args: qmp_sac.Args, device: torch.device) -> dict[str, Callable]:
-    """Functions that do the parts of a turn, in `envs` or with N tasks without."""
+    """Functions that do the parts of a turn, in `envs` or with N tasks without; compiled too with `args.compile`."""
     O, A = 15, 6  # as in MultistageReacher
     if envs:
         N, O, A = envs.num_envs, envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
@@ -129,7 +132,11 @@ def parts(envs, N: int, args: qmp_sac.Args, device: torch.device) -> dict[str, C
         states = torch.as_tensor(obs, dtype=torch.float32, device=device)
         plain_act(plain, states, torch.randn(N, A, device=device)).cpu()
 
-    return ({"step": lambda: envs.step(actions)} if envs else {}) | {
+    functions = {"step": lambda: envs.step(actions)} if envs else {}
+    if args.compile:
+        compiled = torch.compile(qmp_sac.update)
+        functions["update, compiled"] = lambda: compiled(agent, optimizers, rb.sample(B), args)
+    return functions | {
         "act": lambda: qmp.act(obs, zeros),
         "act, base": lambda: base.act(obs, zeros),
         "act, plain": plain_choice,
@@ -143,21 +150,22 @@ def main(args: Args) -> pd.DataFrame:
     """Measure everything. Returns the table that is printed."""
     torch.set_num_threads(1)
     device, rows = torch.device("cuda" if args.cuda else "cpu"), []
-    for case in (*args.env_ids, *args.tasks):
+    columns = ["qmp", "base", "plain", *["compiled"] * args.compile]
+    for case, B in [*((env_id, None) for env_id in args.env_ids), *itertools.product(args.tasks, args.batch_sizes)]:
         envs = make_vec(case, 1, args.vectorization) if isinstance(case, str) else None
-        flags = command(case, "qmp_sac", "qmp", 1)[4:] if envs else ["--batch-size", str(args.batch_size)]
-        qmp_args = tyro.cli(qmp_sac.Args, args=flags)
+        flags = command(case, "qmp_sac", "qmp", 1)[4:] if envs else ["--batch-size", str(B)]
+        qmp_args = tyro.cli(qmp_sac.Args, args=[*flags, *["--compile"] * args.compile])
         ms = measure(parts(envs, case, qmp_args, device), args.seconds, args.cuda)
         shares = {"act": 1, "step": 1, "store": 1, "update": qmp_args.gradient_steps / qmp_args.train_frequency}
         turn = {
-            part: [share * ms.get(part + kind, ms[part]) for kind in ("", ", base", ", plain")]
+            part: [share * ms.get(f"{part}, {column}", ms[part]) for column in columns]
             for part, share in shares.items()
             if part in ms
         }
         turn["turn"] = np.sum(list(turn.values()), axis=0)
         name, N = (case, envs.num_envs) if envs else ("", case)
-        rows += [[name, N, qmp_args.batch_size, part, *columns] for part, columns in turn.items()]
-    table = pd.DataFrame(rows, columns=["environment", "N", "B", "part of a turn", "qmp", "base", "plain"])
+        rows += [[name, N, qmp_args.batch_size, part, *values] for part, values in turn.items()]
+    table = pd.DataFrame(rows, columns=["environment", "N", "B", "part of a turn", *columns])
     table["qmp / base"], table["plain / qmp"] = table["qmp"] / table["base"], table["plain"] / table["qmp"]
     where = torch.cuda.get_device_name() if args.cuda else f"one thread of {os.cpu_count()}"
     print(f"ms on {where}, PyTorch {torch.__version__}\n{table.to_string(index=False, float_format='%.3g')}")

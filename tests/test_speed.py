@@ -63,13 +63,19 @@ def test_plain_agents_choose_as_the_switch_does(both):
         torch.testing.assert_close(speed.plain_act(plain, obs, noise), actions)
 
 
-def test_a_table_of_every_part():
-    table = speed.main(speed.Args(env_ids=("PointReach-v0", "Maze-v0"), tasks=(2,), seconds=0))
+def test_a_table_of_every_part(monkeypatch):
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f: compiler(f, backend="eager"))  # code would take minutes to make
+    env_ids = "PointReach-v0", "Maze-v0"
+    table = speed.main(speed.Args(env_ids, tasks=(2,), batch_sizes=(4, 8), compile=True, seconds=0))
     maze = table[table["environment"] == "Maze-v0"].set_index("part of a turn")
     assert list(maze.index) == ["act", "step", "store", "update", "turn"] and set(maze["N"]) == {10}
-    for column in ("qmp", "base", "plain"):
+    for column in ("qmp", "base", "plain", "compiled"):
         assert maze[column].iloc[:-1].sum() == pytest.approx(maze[column].iloc[-1], rel=1e-2)
-    assert list(table[table["environment"] == ""]["part of a turn"]) == ["act", "store", "update", "turn"]
+    assert maze["compiled"]["act"] == maze["qmp"]["act"] and maze["compiled"]["update"] != maze["qmp"]["update"]
+    without = table[table["environment"] == ""]
+    assert list(without["part of a turn"]) == 2 * ["act", "store", "update", "turn"]
+    assert list(without["B"]) == 4 * [4] + 4 * [8]
 
 
 def test_the_time_of_a_peer_s_step(monkeypatch, capsys):
