@@ -116,6 +116,7 @@ METHODS = {
     "qmp-period-10": "--switch-period 10",
     "qmp-uniform": "--switch-rule uniform",
     "qmp-uniform-period-10": "--switch-rule uniform --switch-period 10",
+    "qmp-uniform-own-80": "--switch-rule uniform --own-policy-prob 0.8",
     "qmp-softmax": "--switch-rule softmax",
     "fully-shared": "--no-qmp --fully-shared",
 }

@@ -77,15 +77,16 @@ def test_the_settings_are_the_authors(env_id, script):
 
 
 def test_methods_mean_what_they_say():
-    found = {method: vars(parse("MetaWorldMT10-v3", "qmp_mtsac", method, 1)) for method in run.METHODS}
-    names = [name for name in found["qmp"] if name != "own_policy_prob"]  # which is of the environment
-    assert {method: {n: x[n] for n in names if x[n] != found["qmp"][n]} for method, x in found.items()} == {
+    assert not parse("MetaWorldMT10-v3", "qmp_sac", "base", 1).qmp  # which knows no --own-policy-prob
+    found = {method: vars(parse("Maze-v0", "qmp_mtsac", method, 1)) for method in run.METHODS}
+    assert {method: {n: x[n] for n in x if x[n] != found["qmp"][n]} for method, x in found.items()} == {
         "base": {"qmp": False},
         "qmp": {},
         "qmp-eq2": {"switch_samples": 1, "switch_entropy": True},
         "qmp-period-10": {"switch_period": 10},
         "qmp-uniform": {"switch_rule": "uniform"},
         "qmp-uniform-period-10": {"switch_rule": "uniform", "switch_period": 10},
+        "qmp-uniform-own-80": {"switch_rule": "uniform", "own_policy_prob": 0.8},
         "qmp-softmax": {"switch_rule": "softmax"},
         "fully-shared": {"qmp": False, "fully_shared": True},
     }
