@@ -119,7 +119,10 @@ METHODS = {
     "qmp-uniform-own-80": "--switch-rule uniform --own-policy-prob 0.8",
     "qmp-softmax": "--switch-rule softmax",
     "fully-shared": "--no-qmp --fully-shared",
+    "base-quantile-90": "--no-qmp --sharing-quantile 0.9",
+    "qmp-quantile-90": "--sharing-quantile 0.9",
 }
+ONLY = {"fully-shared": "qmp_mtsac", "base-quantile-90": "qmp_uds", "qmp-quantile-90": "qmp_uds"}
 Script = Literal["qmp_sac", "qmp_mtsac", "qmp_dnc", "qmp_uds"]
 
 
@@ -132,7 +135,7 @@ class Args:
     scripts: list[Script] = field(default_factory=lambda: list(Script.__args__))
     """base methods"""
     methods: list[Literal[tuple(METHODS)]] = field(default_factory=lambda: ["base", "qmp"])
-    """the base method alone, QMP by default, variants of its switch; fully-shared is of qmp_mtsac only"""
+    """the base method alone, QMP by default, variants of its switch; those in ONLY are of one script"""
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     """seeds"""
     budget: Literal["laptop", "paper"] = "laptop"
@@ -163,7 +166,7 @@ def matrix(args: Args, more: str = "") -> dict[Path, list[str]]:
     """Folder and command of every run, seed by seed, so that early results compare everything."""
     runs = {}
     for seed, env_id, script, method in itertools.product(args.seeds, args.env_ids, args.scripts, args.methods):
-        if method != "fully-shared" or script == "qmp_mtsac":
+        if ONLY.get(method, script) == script:
             folder = args.runs.resolve() / f"{env_id.replace(':', '-')}__{script}__{method}__{seed}"
             runs[folder] = command(env_id, script, method, seed, args.budget, more)
     return runs
@@ -215,8 +218,9 @@ def execute(folder: Path, command: list[str]) -> str:
 def main(args: Args, more: list[str]) -> int:
     """Run all that is not finished, with further flags `more`. Returns the exit code."""
     switch = [flag for flag in more if flag.startswith(("--switch-", "--own-policy-"))]
-    if switch and {"base", "fully-shared"} & {*args.methods}:
-        print(f"run.py: error: {switch[0]} is of methods with a switch, not of base or fully-shared", file=sys.stderr)
+    without = [method for method in args.methods if not method.startswith("qmp")]
+    if switch and without:
+        print(f"run.py: error: {switch[0]} is of methods with a switch, not of {without[0]}", file=sys.stderr)
         return 2
     runs = matrix(args, " ".join(more))
     if args.print:

@@ -1,6 +1,7 @@
 """The matrix of runs: the authors' hyper-parameters, retries, stops. Plots, and the tables and figures of results."""
 
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -78,8 +79,14 @@ def test_the_settings_are_the_authors(env_id, script):
 
 def test_methods_mean_what_they_say():
     assert not parse("MetaWorldMT10-v3", "qmp_sac", "base", 1).qmp  # which knows no --own-policy-prob
-    found = {method: vars(parse("Maze-v0", "qmp_mtsac", method, 1)) for method in run.METHODS}
-    assert {method: {n: x[n] for n in x if x[n] != found["qmp"][n]} for method, x in found.items()} == {
+    found = {}
+    for method, script in itertools.product(run.METHODS, run.Script.__args__):
+        if run.ONLY.get(method, script) == script:
+            args = vars(parse("Maze-v0", script, method, 1))
+            default = vars(parse("Maze-v0", script, "qmp", 1))
+            changed = {name: value for name, value in args.items() if value != default[name]}
+            assert found.setdefault(method, changed) == changed  # in every script
+    assert found == {
         "base": {"qmp": False},
         "qmp": {},
         "qmp-eq2": {"switch_samples": 1, "switch_entropy": True},
@@ -89,6 +96,8 @@ def test_methods_mean_what_they_say():
         "qmp-uniform-own-80": {"switch_rule": "uniform", "own_policy_prob": 0.8},
         "qmp-softmax": {"switch_rule": "softmax"},
         "fully-shared": {"qmp": False, "fully_shared": True},
+        "base-quantile-90": {"qmp": False, "sharing_quantile": 0.9},
+        "qmp-quantile-90": {"sharing_quantile": 0.9},
     }
 
 
