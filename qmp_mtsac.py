@@ -537,4 +537,4 @@ if __name__ == "__main__":
         sys.exit(141)
     except (gym.error.Error, Timeout, OSError, FloatingPointError) as error:
         print(f"{SCRIPT.name}: error: {error}{' by another run' * isinstance(error, Timeout)}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, gym.error.Error | Timeout) else 1)
+        sys.exit(2 if isinstance(error, gym.error.Error | Timeout | PermissionError | NotADirectoryError) else 1)

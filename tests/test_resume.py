@@ -520,6 +520,7 @@ BAD_INPUT = {
     "--env-id PointReech-v0": "did you mean 'PointReach-v0'",
     "--env-id test_resume:nothing": "the module has no function 'nothing'",
     "--run-dir {finished}": "exists; choose another --run-dir, or go on with --resume",
+    "--run-dir {finished}/args.json/run": "Not a directory",
     "--resume {tmp}/none": "no checkpoint of qmp_sac.py, or a broken one, in {tmp}/none",
     "--resume {finished} --hidden-sizes 16": "hidden_sizes of this run is (16, 16) and cannot change",
     "--resume {finished} --env-id MetaWorldMT10-v3": "env_id of this run is PointReach-v0",
