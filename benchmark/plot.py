@@ -297,7 +297,9 @@ def summary(rows: pd.DataFrame, column: str, paper: dict[str, float]) -> pd.Data
     last = rows[rows["global_step"] > 0.9 * rows["global_step"].max()]
     for key, part in last.groupby(["acting", "line"]):
         scores[key] = part.pivot_table(column, "seed", "task").to_numpy()  # [R, N]
-    mean = long_form(rows[rows["acting"] == "own"], [column])
+    own = rows[rows["acting"] == "own"]
+    whole = own.groupby(["line", "seed"])[column].mean()
+    mean = long_form(own, [column])
     first = mean[mean[MEAN] == 1].groupby(["line", "seed"])["global_step"].min()
     for method in METHODS:
         if ("own", method) in scores:
@@ -308,6 +310,7 @@ def summary(rows: pd.DataFrame, column: str, paper: dict[str, float]) -> pd.Data
                 "seeds": str(len(values)),
                 "success [95%]": mean_and_interval(values.mean(1)),
                 "IQM": f"{trim_mean(values.ravel(), 0.25):.2f}" if len(values) >= 5 else "",
+                "of all steps": mean_and_interval(whole[method].to_numpy()),
                 "of its mixtures": "" if mixture is None else mean_and_interval(mixture.mean(1), len(values)),
                 "probability to beat base": "" if base is None else f"{improvement(values, base):.2f}",
                 "paper": f"{paper[method]:.2f}" if method in paper else "",
