@@ -117,6 +117,7 @@ METHODS = {
     "qmp-uniform": "--switch-rule uniform",
     "qmp-uniform-period-10": "--switch-rule uniform --switch-period 10",
     "qmp-uniform-own-80": "--switch-rule uniform --own-policy-prob 0.8",
+    "qmp-uniform-own-60": "--switch-rule uniform --own-policy-prob 0.6",
     "qmp-softmax": "--switch-rule softmax",
     "fully-shared": "--no-qmp --fully-shared",
     "base-quantile-90": "--no-qmp --sharing-quantile 0.9",

@@ -94,6 +94,7 @@ def test_methods_mean_what_they_say():
         "qmp-uniform": {"switch_rule": "uniform"},
         "qmp-uniform-period-10": {"switch_rule": "uniform", "switch_period": 10},
         "qmp-uniform-own-80": {"switch_rule": "uniform", "own_policy_prob": 0.8},
+        "qmp-uniform-own-60": {"switch_rule": "uniform", "own_policy_prob": 0.6},
         "qmp-softmax": {"switch_rule": "softmax"},
         "fully-shared": {"qmp": False, "fully_shared": True},
         "base-quantile-90": {"qmp": False, "sharing_quantile": 0.9},
