@@ -123,7 +123,7 @@ METHODS = {
     "base-quantile-90": "--no-qmp --sharing-quantile 0.9",
     "qmp-quantile-90": "--sharing-quantile 0.9",
 }
-ONLY = {"fully-shared": "qmp_mtsac", "base-quantile-90": "qmp_uds", "qmp-quantile-90": "qmp_uds"}
+ONLY = {"fully-shared": "qmp_mtsac", "base-quantile-90": "qmp_uds", "qmp-quantile-90": "qmp_uds"}  # script
 Script = Literal["qmp_sac", "qmp_mtsac", "qmp_dnc", "qmp_uds"]
 
 
@@ -136,7 +136,8 @@ class Args:
     scripts: list[Script] = field(default_factory=lambda: list(Script.__args__))
     """base methods"""
     methods: list[Literal[tuple(METHODS)]] = field(default_factory=lambda: ["base", "qmp"])
-    """the base method alone, QMP by default, variants of its switch; those in ONLY are of one script"""
+    """the base method alone, QMP by default, variants of its switch; fully-shared is of qmp_mtsac only, those
+    with a quantile are of qmp_uds"""
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     """seeds"""
     budget: Literal["laptop", "paper"] = "laptop"
@@ -224,6 +225,9 @@ def main(args: Args, more: list[str]) -> int:
         print(f"run.py: error: {switch[0]} is of methods with a switch, not of {without[0]}", file=sys.stderr)
         return 2
     runs = matrix(args, " ".join(more))
+    if not runs:
+        print(f"run.py: error: {', '.join(args.methods)} is not of {', '.join(args.scripts)}", file=sys.stderr)
+        return 2
     if args.print:
         print("\n".join(" ".join(command) for command in runs.values()))
         return 0

@@ -141,6 +141,12 @@ def test_flags_of_the_switch_are_not_for_base(tmp_path, capsys):
     assert run.main(run.Args(runs=tmp_path / "runs", methods=["qmp"], print=True), more) == 0
 
 
+def test_a_method_of_another_script_is_refused(tmp_path, capsys):
+    assert run.main(run.Args(runs=tmp_path / "runs", methods=["fully-shared"], scripts=["qmp_sac"]), []) == 2
+    assert capsys.readouterr().err == "run.py: error: fully-shared is not of qmp_sac\n"
+    assert not (tmp_path / "runs").exists()
+
+
 def test_ctrl_c_checkpoints_all(tmp_path):
     flags = "--scripts qmp_sac --methods qmp --total-timesteps 4e6 --eval-frequency 100 --eval-episodes 1".split()
     process = benchmark(tmp_path, *flags, "--learning-starts", "200")
