@@ -123,7 +123,7 @@ METHODS = {
     "base-quantile-90": "--no-qmp --sharing-quantile 0.9",
     "qmp-quantile-90": "--sharing-quantile 0.9",
 }
-ONLY = {"fully-shared": "qmp_mtsac", "base-quantile-90": "qmp_uds", "qmp-quantile-90": "qmp_uds"}  # script
+ONLY = {"fully-shared": "qmp_mtsac", "base-quantile-90": "qmp_uds", "qmp-quantile-90": "qmp_uds"}  # of one script
 Script = Literal["qmp_sac", "qmp_mtsac", "qmp_dnc", "qmp_uds"]
 
 
