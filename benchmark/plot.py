@@ -369,7 +369,7 @@ def write_results() -> None:
             overview[f"{env_id}, {end:,} steps", f"`{script}.py`"] = pair
             curve = long_form(found, [success, OWN, "advantage"])
             curve = curve[curve["line"].str.startswith("qmp") | (curve["panel"] == success)]
-            uniform = curve["line"].str.contains("uniform")  # their advantage is negative; of mixtures the table tells
+            uniform = curve["line"].str.contains("uniform")  # too many lines: no advantage, no mixtures
             curve = curve[~uniform | (curve["panel"] != "advantage") & (curve["acting"] == "own")]
             parts.append(curve.assign(panel=f"{script}: " + curve["panel"]))
             main = parts[-1][curve["line"].isin(["base", "qmp"]) & (curve["panel"] == success)]
