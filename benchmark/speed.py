@@ -152,6 +152,7 @@ def main(args: Args) -> pd.DataFrame:
     device, rows = torch.device("cuda" if args.cuda else "cpu"), []
     columns = ["qmp", "base", "plain", *["compiled"] * args.compile]
     for case, B in [*((env_id, None) for env_id in args.env_ids), *itertools.product(args.tasks, args.batch_sizes)]:
+        torch.compiler.reset()  # else the compiler gives up after some cases, and the update is not compiled
         envs = make_vec(case, 1, args.vectorization) if isinstance(case, str) else None
         flags = command(case, "qmp_sac", "qmp", 1)[4:] if envs else ["--batch-size", str(B)]
         qmp_args = tyro.cli(qmp_sac.Args, args=[*flags, *["--compile"] * args.compile])

@@ -66,15 +66,14 @@ def test_plain_agents_choose_as_the_switch_does(both):
 def test_a_table_of_every_part(monkeypatch):
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f: compiler(f, backend="eager"))  # code would take minutes to make
-    env_ids = "PointReach-v0", "Maze-v0"
-    table = speed.main(speed.Args(env_ids, tasks=(2,), batch_sizes=(4, 8), compile=True, seconds=0))
+    args = speed.Args(("Maze-v0",), tasks=(2,), batch_sizes=(4,), compile=True, seconds=0)
+    with torch._dynamo.config.patch(recompile_limit=4, fail_on_recompile_limit_hit=True):  # of one case, not of both
+        table = speed.main(args)
     maze = table[table["environment"] == "Maze-v0"].set_index("part of a turn")
     assert list(maze.index) == ["act", "step", "store", "update", "turn"] and set(maze["N"]) == {10}
     for column in ("qmp", "base", "plain", "compiled"):
         assert maze[column].iloc[:-1].sum() == pytest.approx(maze[column].iloc[-1], rel=1e-2)
-    without = table[table["environment"] == ""]
-    assert list(without["part of a turn"]) == 2 * ["act", "store", "update", "turn"]
-    assert list(without["B"]) == 4 * [4] + 4 * [8]
+    assert list(table["part of a turn"][table["environment"] == ""]) == ["act", "store", "update", "turn"]
 
 
 def test_the_compiled_update_has_a_column(monkeypatch):
@@ -87,9 +86,10 @@ def test_the_compiled_update_has_a_column(monkeypatch):
         return {name: {"update, compiled": 3.0, "update": 5.0}.get(name, 1.0) for name in functions}
 
     monkeypatch.setattr(speed, "measure", measure)
-    table = speed.main(speed.Args(env_ids=(), tasks=(2,), compile=True)).set_index("part of a turn")
-    assert compiled == [qmp_sac.update]
-    assert table["compiled"].tolist() == [1, 1, 3, 5] and table["qmp"].tolist() == [1, 1, 5, 7]
+    table = speed.main(speed.Args(env_ids=(), tasks=(2,), batch_sizes=(4, 8), compile=True))
+    assert compiled == 2 * [qmp_sac.update] and table["B"].tolist() == 4 * [4] + 4 * [8]
+    assert list(table["part of a turn"]) == 2 * ["act", "store", "update", "turn"]
+    assert table["compiled"].tolist() == 2 * [1, 1, 3, 5] and table["qmp"].tolist() == 2 * [1, 1, 5, 7]
 
 
 def test_the_time_of_a_peer_s_step(monkeypatch, capsys):
