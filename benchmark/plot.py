@@ -40,6 +40,7 @@ FEW_TASKS = 6  # so many have a colour each, and numbers in heat maps; if there 
 GREY = "0.7"
 CSV = {"dtype": {"task": str, "acting": str, "git_commit": str}, "keep_default_na": False, "na_values": [""]}
 SUCCESS = {"MultistageReacher-v0": "first_stage"}  # what the paper calls success, if not success_rate
+STAGES = "stages_completed"  # of an environment that has stages
 # Final success in the paper's curves: of the base method, with QMP.
 PAPER = {
     "MultistageReacher-v0": {"qmp_sac": (0.80, 1.00), "qmp_mtsac": (0.45, 0.80), "qmp_uds": (0.38, 0.32)},
@@ -155,12 +156,13 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 def draw_lines(title: str, rows: pd.DataFrame, colors: dict[str, str]) -> sns.FacetGrid:
     """A figure of rows in long form: lines in their colours, dashed where mixtures acted."""
+    panels = rows["panel"].nunique()
     grid = sns.relplot(
         rows, x="global_step", y=MEAN, hue="line", hue_order=[*colors], palette=colors, size="line",
         sizes={line: 2.5 if line == MEAN else 1 for line in colors},
         legend=False if GREY in colors.values() else "auto",
         style="acting" if "mixture" in set(rows["acting"]) else None, style_order=["own", "mixture"],
-        col="panel", col_wrap=min(3, rows["panel"].nunique()), height=3.2, aspect=1.4, kind="line",
+        col="panel", col_wrap={4: 2}.get(panels, min(3, panels)), height=3.2, aspect=1.4, kind="line",
         errorbar=interval, facet_kws={"sharex": False, "sharey": False},
     )  # fmt: skip
     for panel, axes in grid.axes_dict.items():
@@ -298,6 +300,7 @@ def summary(rows: pd.DataFrame, column: str, paper: dict[str, float]) -> pd.Data
     for key, part in last.groupby(["acting", "line"]):
         scores[key] = part.pivot_table(column, "seed", "task").to_numpy()  # [R, N]
     own = rows[rows["acting"] == "own"]
+    stages = last[last["acting"] == "own"].groupby(["line", "seed"])[STAGES].mean() if STAGES in last else None
     whole = own.groupby(["line", "seed"])[column].mean()
     mean = long_form(own, [column])
     first = mean[mean[MEAN] == 1].groupby(["line", "seed"])["global_step"].min()
@@ -309,6 +312,7 @@ def summary(rows: pd.DataFrame, column: str, paper: dict[str, float]) -> pd.Data
             cells[method] = {
                 "seeds": str(len(values)),
                 "success [95%]": mean_and_interval(values.mean(1)),
+                "stages": "" if stages is None else mean_and_interval(stages[method].to_numpy()),
                 "IQM": f"{trim_mean(values.ravel(), 0.25):.2f}" if len(values) >= 5 else "",
                 "of all steps": mean_and_interval(whole[method].to_numpy()),
                 "of its mixtures": "" if mixture is None else mean_and_interval(mixture.mean(1), len(values)),
@@ -367,10 +371,11 @@ def write_results() -> None:
             pair = " → ".join(cells["success [95%]"].get(method, "not run") for method in ("base", "qmp"))
             pair += "; paper, at its end: {base:.2f} → {qmp:.2f}".format(**values) if values else ""
             overview[f"{env_id}, {end:,} steps", f"`{script}.py`"] = pair
-            curve = long_form(found, [success, OWN, "advantage"])
-            curve = curve[curve["line"].str.startswith("qmp") | (curve["panel"] == success)]
-            uniform = curve["line"].str.contains("uniform")  # too many lines: no advantage, no mixtures
-            curve = curve[~uniform | (curve["panel"] != "advantage") & (curve["acting"] == "own")]
+            curve = long_form(found, [success, *[STAGES] * (STAGES in found), OWN, "advantage"])
+            curve = curve[curve["line"].str.startswith("qmp") | curve["panel"].isin([success, STAGES])]
+            kept = curve["line"].str.contains("uniform|period") & (curve["panel"] == "advantage")  # not Q's choice
+            too_many = curve["line"].str.contains("uniform") & (curve["acting"] == "mixture")
+            curve = curve[~kept & ~too_many]
             parts.append(curve.assign(panel=f"{script}: " + curve["panel"]))
             main = parts[-1][curve["line"].isin(["base", "qmp"]) & (curve["panel"] == success)]
             curves.append(main.assign(panel=f"{env_id}, {panel}"))

@@ -404,7 +404,8 @@ def repository(tmp_path, monkeypatch, figures):
     return make, read
 
 
-def test_results_are_gathered_and_told(repository, figures):
+def test_results_are_gathered_and_told(repository, figures, monkeypatch):
+    monkeypatch.setattr(plot, "STAGES", "height")
     make, read = repository
     for seed in (1, 2, 3, 4, 5):
         make("qmp", [0, 1, 1, 1, 1, 1, 1, 1, 1, 0.2 * seed], seed)
@@ -425,9 +426,12 @@ def test_results_are_gathered_and_told(repository, figures):
     assert f"| Maze-v0, 1,000 steps | 0.50 [0.50, 0.50] → {success}; paper, at its end: 0.60 → 0.72 |" in overview
     # Of the seeds 0.2 and 0.4 lose against 0.5.
     whole = plot.mean_and_interval(np.array([0.82, 0.84, 0.86, 0.88, 0.90]))
-    assert f"| qmp | 5 | {success} | 0.60 | {whole} | 0.60 | 0.72 | 200 (5 of 5) |" in details
-    assert "| base | 5 | 0.50 [0.50, 0.50] | 0.50 | 0.05 [0.05, 0.05] |  | 0.60 |  |" in details
+    stages = "10.00 [10.00, 10.00]"
+    assert f"| qmp | 5 | {success} | {stages} | 0.60 | {whole} | 0.60 | 0.72 | 200 (5 of 5) |" in details
+    assert f"| base | 5 | 0.50 [0.50, 0.50] | {stages} | 0.50 | 0.05 [0.05, 0.05] |  | 0.60 |  |" in details
     assert "```\npython qmp_sac.py --base\npython qmp_sac.py --qmp\n```" in details
+    panels = {"success_rate": 2, "height": 2, plot.OWN: 1, "advantage": 1}  # with lines of so many methods
+    assert {panel: len(lines(figures["Maze-v0.png"], f"qmp_sac: {panel}")) for panel in panels} == panels
     (axes,) = figures["success.png"].axes
     assert [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"] == [0.60, 0.72]
 
