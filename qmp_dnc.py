@@ -59,7 +59,7 @@ class Args:
     fast_matmul: bool = True
     """on a CPU, oneDNN's matrix products in the place of MKL's, if they prove as exact"""
     compile: bool = False
-    """torch.compile the update: half a minute at the start, and no gain on a CPU"""
+    """torch.compile the update: half a minute at the start, and little gain on a CPU"""
     vectorization: Literal["sync", "async"] = "sync"
     """step the tasks in this process, or in a process each"""
     run_dir: str | None = None
