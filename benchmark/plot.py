@@ -302,13 +302,10 @@ def summary(rows: pd.DataFrame, column: str, paper: dict[str, float]) -> pd.Data
     own = rows[rows["acting"] == "own"]
     stages = last[last["acting"] == "own"].groupby(["line", "seed"])[STAGES].mean() if STAGES in last else None
     whole = own.groupby(["line", "seed"])[column].mean()
-    mean = long_form(own, [column])
-    first = mean[mean[MEAN] == 1].groupby(["line", "seed"])["global_step"].min()
     for method in METHODS:
         if ("own", method) in scores:
             values, mixture = scores["own", method], scores.get(("mixture", method))
             base = scores.get(("own", "base")) if method != "base" else None
-            steps = first[first.index.get_level_values("line") == method]
             cells[method] = {
                 "seeds": str(len(values)),
                 "success [95%]": mean_and_interval(values.mean(1)),
@@ -318,11 +315,28 @@ def summary(rows: pd.DataFrame, column: str, paper: dict[str, float]) -> pd.Data
                 "of its mixtures": "" if mixture is None else mean_and_interval(mixture.mean(1), len(values)),
                 "probability to beat base": "" if base is None else f"{improvement(values, base):.2f}",
                 "paper": f"{paper[method]:.2f}" if method in paper else "",
-                "first without a failure": f"{steps.median():,.0f} ({len(steps)} of {len(values)})"
-                if len(steps)
-                else "",
             }
     return pd.DataFrame(cells).T
+
+
+def by_seed(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """What every seed of every method comes to, as cells of a table: rows of runs up to the same step."""
+    keys, rows = ["line", "seed"], rows[rows["acting"] == "own"]
+    last = rows[rows["global_step"] > 0.9 * rows["global_step"].max()]
+    found = [last.pivot_table(name, keys, "task", sort=False) for name in (column, STAGES) if name in last]
+    cells, *stages = (part.assign(mean=part.mean(axis=1)).map("{:.2f}".format) for part in found)
+    for part in stages:
+        cells += " / " + part
+    cells["of all steps"] = rows.groupby(keys)[column].mean().map("{:.2f}".format)
+    cells["own policy acts"] = last.groupby(keys)[OWN].mean().map("{:.2f}".format)
+    cells["without a failure"] = ""
+    for key, solved in rows.groupby([*keys, "global_step"])[column].min().eq(1).groupby(keys):
+        steps = solved.droplevel(keys)
+        if steps.any():
+            since = steps.loc[steps.idxmax() :]
+            cells.loc[key, "without a failure"] = f"{since.index[0]:,}: {since.sum()} of {len(since)}"
+    cells = cells.reindex(METHODS, level="line")
+    return cells.set_axis([f"{line}, {seed}" for line, seed in cells.index])
 
 
 def table(cells: pd.DataFrame) -> str:
@@ -368,6 +382,7 @@ def write_results() -> None:
             cells = summary(found, success, values)
             commands = of_env[of_env["script"] == script].drop_duplicates("method")["command"].str.cat(sep="\n")
             text += f"\n### {script}.py, {end:,} steps\n\n```\n{commands}\n```\n\n{table(cells)}"
+            text += f"\n<details><summary>Every seed</summary>\n\n{table(by_seed(found, success))}\n</details>\n"
             pair = " → ".join(cells["success [95%]"].get(method, "not run") for method in ("base", "qmp"))
             pair += "; paper, at its end: {base:.2f} → {qmp:.2f}".format(**values) if values else ""
             overview[f"{env_id}, {end:,} steps", f"`{script}.py`"] = pair

@@ -427,8 +427,12 @@ def test_results_are_gathered_and_told(repository, figures, monkeypatch):
     # Of the seeds 0.2 and 0.4 lose against 0.5.
     whole = plot.mean_and_interval(np.array([0.82, 0.84, 0.86, 0.88, 0.90]))
     stages = "10.00 [10.00, 10.00]"
-    assert f"| qmp | 5 | {success} | {stages} | 0.60 | {whole} | 0.60 | 0.72 | 200 (5 of 5) |" in details
-    assert f"| base | 5 | 0.50 [0.50, 0.50] | {stages} | 0.50 | 0.05 [0.05, 0.05] |  | 0.60 |  |" in details
+    assert f"| qmp | 5 | {success} | {stages} | 0.60 | {whole} | 0.60 | 0.72 |" in details
+    assert f"| base | 5 | 0.50 [0.50, 0.50] | {stages} | 0.50 | 0.05 [0.05, 0.05] |  | 0.60 |" in details
+    header, last = "|  | a | b | mean | of all steps | own policy acts | without a failure |\n", "0.40 / 10.00"
+    assert header in details
+    assert f"\n| qmp, 2 | {last} | {last} | {last} | 0.84 | 0.75 | 200: 8 of 9 |\n" in details
+    assert "\n| base, 5 | 0.50 / 10.00 | 0.50 / 10.00 | 0.50 / 10.00 | 0.05 | 0.75 |  |\n" in details
     assert "```\npython qmp_sac.py --base\npython qmp_sac.py --qmp\n```" in details
     panels = {"success_rate": 2, "height": 2, plot.OWN: 1, "advantage": 1}  # with lines of so many methods
     assert {panel: len(lines(figures["Maze-v0.png"], f"qmp_sac: {panel}")) for panel in panels} == panels
