@@ -1,6 +1,6 @@
 """QMP with multi-head SAC ("Parameter-Sharing + QMP"), in one file. Details and logged metrics: docs/qmp_mtsac.md.
 
-    python qmp_mtsac.py                                          # PointReach, five tasks: two minutes on one core
+    python qmp_mtsac.py                                          # PointReach, five tasks: some minutes on one core
     python qmp_mtsac.py --no-qmp                                 # the base method alone: multi-head SAC
     python qmp_mtsac.py --pcgrad                                 # with gradient surgery on the shared trunks
     python qmp_mtsac.py --resume runs/x                          # go on with a run, or with --eval-only evaluate it
@@ -30,7 +30,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -44,7 +44,7 @@ Steps = Annotated[int, Spec(1, "INT", lambda x: int(f"{float(x[0]):.17g}"), lamb
 
 @dataclass
 class Args:
-    """Flags of the run; from --total-timesteps on SAC's; from --qmp on the switch's. Steps are summed over tasks."""
+    """Flags of the run, from --total-timesteps on of SAC, from --qmp on of QMP. Steps are summed over tasks."""
 
     env_id: str = "PointReach-v0"
     """PointReach-v0 PointReach2-v0 PointReach9-v0 MultistageReacher-v0 Maze-v0 Walker2dMT4-v0 KitchenMT10-v0
@@ -55,14 +55,12 @@ class Args:
     """train on the GPU if there is one"""
     num_threads: int = 1
     """CPU threads of PyTorch; more than one pays for large batches only"""
-    fast_matmul: bool = True
-    """on a CPU, oneDNN's matrix products in the place of MKL's, if they prove as exact"""
     compile: bool = False
     """torch.compile the update: half a minute at the start, and little gain on a CPU"""
     vectorization: Literal["sync", "async"] = "sync"
     """step the tasks in this process, or in a process each"""
     run_dir: str | None = None
-    """folder of the run; default runs/{env_id}__{script}[-no-qmp]__{seed}__{time}"""
+    """folder of the run; default runs/{env_id}__{script}[-no-qmp]__{seed}__{time}-{process}"""
     resume: str | None = None
     """folder of a run to continue from its last checkpoint, with its arguments"""
     checkpoint_frequency: Steps = 0
@@ -146,7 +144,6 @@ class Args:
             (self.switch_entropy and not self.switch_samples, "--switch-entropy needs --switch-samples, 1 or more"),
             (self.eval_only and not self.resume, "--eval-only needs --resume, the folder of a run"),
             (self.resume and self.run_dir, "--run-dir is of a new run, --resume of one that exists"),
-            (not f"{self.run_dir}{self.resume}".isprintable(), "the folder's name cannot be printed"),
         ):
             if wrong:
                 raise ValueError(message)
@@ -253,7 +250,7 @@ class Mixture:
     def __init__(self, agent: Agent, args: Args, own_policy_prob: float, mean_actions: bool = False):
         self.agent, self.args, self.own_policy_prob, self.mean_actions = agent, args, own_policy_prob, mean_actions
         self.own = self.policies = torch.arange(agent.actor.N, device=agent.log_alpha.device)  # [N]
-        # Since the last evaluation: steps in which each policy acted, and by how much it was rated above the own one.
+        # [N, P + 1], since the last evaluation: steps in which each policy acted, sum of the advantages.
         self.totals = torch.zeros(len(self.own), len(self.own) + 1, dtype=torch.float64, device=self.own.device)
 
     @torch.no_grad()
@@ -267,12 +264,12 @@ class Mixture:
             mean, log_std = agent.actor(obs.unsqueeze(0))  # [P, N, A], every policy in the state of every task
             alpha = agent.log_alpha.exp() if args.switch_entropy else None
             noise = torch.randn(args.switch_samples, *mean.shape, device=own.device) if args.switch_samples else None
-            chosen, scores = q_switch(mean, log_std, agent.qf, obs, alpha, noise)
+            chosen, scores = q_switch(mean, log_std, agent.qf, obs, alpha, noise)  # [N], [N, P]
             if args.switch_rule != "argmax":  # uniform is the softmax at an infinite temperature
                 temperature = args.switch_temperature if args.switch_rule == "softmax" else math.inf
                 chosen = torch.multinomial((scores / temperature).softmax(1), 1).squeeze(1)
-            skip = torch.rand(len(own), device=own.device) < self.own_policy_prob
-            due = torch.as_tensor(episode_lengths % args.switch_period == 0, device=own.device)
+            skip = torch.rand(len(own), device=own.device) < self.own_policy_prob  # [N]
+            due = torch.as_tensor(episode_lengths % args.switch_period == 0, device=own.device)  # [N]
             self.policies = torch.where(due, torch.where(skip, own, chosen), self.policies)
             self.totals[:, -1] += scores[own, self.policies] - scores.diagonal()
             mean, log_std = mean[self.policies, own], log_std[self.policies, own]  # [N, A]
@@ -285,7 +282,7 @@ Batch = namedtuple("Batch", ["obs", "actions", "rewards", "next_obs", "terminati
 
 
 class ReplayBuffer:
-    """The last `capacity` transitions of each of N tasks."""
+    """The last `capacity` transitions of each of N tasks, in tensors [capacity, N, ...]."""
 
     def __init__(self, N: int, O: int, A: int, capacity: int, device: torch.device):
         self.data = Batch(*allocate([(capacity, N, *shape) for shape in ((O,), (A,), (), (O,), ())], device))
@@ -329,11 +326,11 @@ def project_conflicts(gradients: Tensor) -> Tensor:
     return (parts.sum(1, keepdim=True) @ gradients).squeeze(1)
 
 
-def step_optimizer(optimizer: torch.optim.Optimizer, losses: Tensor, trunk: nn.Module | None) -> None:
+def step_optimizer(optimizer: torch.optim.Optimizer, losses: Tensor, trunk: nn.Module | None = None) -> None:
     """Descend the sum of per-task losses [S, N], in the stack `trunk` of S networks, if given, by PCGrad."""
     optimizer.zero_grad()
     losses.sum().backward(inputs=optimizer.param_groups[0]["params"], retain_graph=trunk is not None)
-    if trunk:
+    if trunk is not None:
         each, shared = torch.eye(losses.shape[-1], device=losses.device), [*trunk.parameters()]  # S of everything
         gradients = torch.autograd.grad(losses.sum(0), shared, each, is_grads_batched=True)  # [N, S, ...] of each
         flat = torch.cat([gradient.flatten(2) for gradient in gradients], dim=-1).transpose(0, 1)  # [S, N, D]
@@ -345,7 +342,7 @@ def step_optimizer(optimizer: torch.optim.Optimizer, losses: Tensor, trunk: nn.M
 
 def update(agent: Agent, optimizers: dict, data: Batch, args: Args) -> dict[str, Tensor]:
     """One SAC update of everything, for all tasks at once. Returns what to log, each [N]."""
-    noise = torch.randn(2, *data.actions.shape, device=data.obs.device)
+    noise = torch.randn(2, *data.actions.shape, device=data.obs.device)  # [2, N, B, A]
     alpha = agent.log_alpha.detach().exp().expand(len(data.obs))[:, None]  # [N, 1]
     # critics: towards r + gamma (1 - terminated) (min target-Q - alpha log pi)
     with torch.no_grad():
@@ -362,7 +359,7 @@ def update(agent: Agent, optimizers: dict, data: Batch, args: Args) -> dict[str,
     # temperatures: towards the target entropy -A
     alpha_loss = -agent.log_alpha * (log_prob.detach() - actions.shape[-1]).mean(-1)  # [N]
     if args.autotune:
-        step_optimizer(optimizers["alpha"], alpha_loss, None)
+        step_optimizer(optimizers["alpha"], alpha_loss)
     with torch.no_grad():
         torch._foreach_lerp_([*agent.qf_target.parameters()], [*agent.qf.parameters()], args.tau)
     info = {"qf1_values": qf_values[0].mean(-1), "qf2_values": qf_values[1].mean(-1), "entropy": -log_prob.mean(-1)}
@@ -384,11 +381,8 @@ def main(argv: list[str] | None = None) -> Agent | None:
             if getattr(args, name) != getattr(saved, name):
                 raise gym.error.Error(f"{name} of this run is {getattr(saved, name)} and cannot change")
     first_step = state["global_step"] if state else 0
-    torch.backends.mkldnn.matmul.fp32_precision, x = "bf16" if args.fast_matmul else "ieee", torch.randn(8, 64, 256)
-    if not torch.allclose((x @ x.mT).double(), x.double() @ x.double().mT, atol=1e-3):  # real bfloat16, as with AMX
-        torch.backends.mkldnn.matmul.fp32_precision, args.fast_matmul = "ieee", False
     for option, value in ((-3, 2**25), (-1, 2**31 - 1)):  # glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD: keep memory
-        getattr(ctypes.CDLL(None), "mallopt", max)(option, value)
+        getattr(ctypes.CDLL(None), "mallopt", max)(option, value)  # without glibc, `max` does no harm
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.num_threads)
     device, signals = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu"), []
@@ -406,8 +400,10 @@ def main(argv: list[str] | None = None) -> Agent | None:
     run = Run(cwd, args, state, signals, mixture, {"envs": envs, "agent": agent, "replay": rb, **optimizers})
     if state and (args.eval_only or state["interrupted"]):  # a signal came during an evaluation
         run.evaluate(first_step)
-    if args.eval_only or signals:
-        return sys.exit(128 + signals[0]) if signals else None
+    if signals:
+        sys.exit(128 + signals[0])
+    if args.eval_only:
+        return None
     steps, done = range(first_step + N, args.total_timesteps + N, N), first_step // N
     started, new_episodes, state = time.time(), True, None
     for global_step in tqdm(steps, initial=done, total=done + len(steps), unit="step", unit_scale=N, disable=None):
@@ -455,7 +451,7 @@ class Run:
             raise gym.error.Error(f"{self.dir} exists; choose another --run-dir, or go on with --resume")
         render_mode = "rgb_array" if args.capture_video else None
         self.envs = make_vec(args.env_id, args.seed, args.vectorization, render_mode, evaluation=True)
-        print(f"{args.env_id}: {', '.join(self.envs.tasks)}; {mixture.own.device}, {args.fast_matmul=}; in {self.csv}")
+        print(f"{args.env_id}: {', '.join(self.envs.tasks)}; {mixture.own.device}; in {self.csv}")
         if state:  # all that changes in training, but for the environments, which start new episodes
             for name, part in parts.items():
                 part.load_state_dict(state[name])
@@ -464,8 +460,11 @@ class Run:
             torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
         if args.eval_only:
             return
-        self.dir.mkdir(parents=True, exist_ok=True)
-        self.lock = FileLock(self.dir / "running.lock").acquire(blocking=False)  # one process per folder
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            self.lock = FileLock(self.dir / "running.lock").acquire(blocking=False)  # one process per folder
+        except OSError as error:  # Timeout is one
+            raise gym.error.Error(f"another run is in {self.dir}, or nobody may write there: {error}") from None
         self.wandb_id = (state and state["wandb_id"]) or (args.track and os.urandom(8).hex())
         if args.track:
             import wandb
@@ -499,7 +498,9 @@ class Run:
             seed = [args.seed, global_step, 2]
             found[acting] = evaluate(self.envs, actor, args.eval_episodes, seed, video, self.signals)
         self.interrupted = any(rows is None for rows in found.values())  # by a signal
-        for acting, rows in found.items() if not self.interrupted else ():
+        if self.interrupted:
+            return
+        for acting, rows in found.items():
             if acting == "own" and not args.eval_only:
                 totals.zero_()
                 rows.iloc[:, -len(rows) :] = statistics[:, :-1]  # who acted in training
@@ -513,8 +514,10 @@ class Run:
 
     def save(self, global_step: int) -> None:
         """Write checkpoint.pt, whole or not at all."""
-        if bad := [k for x in self.mixture.agent.parameters() for k, one in enumerate(x) if not one.isfinite().all()]:
-            raise FloatingPointError(f"a weight of task {self.envs.tasks[bad[-1] % self.envs.num_envs]} is not finite")
+        N, layers = self.envs.num_envs, self.mixture.agent.parameters()
+        if bad := [(len(x), k) for x in layers for k, one in enumerate(x) if not one.isfinite().all()]:
+            tasks = {self.envs.tasks[k % N] for size, k in bad if size % N == 0}  # stacks of other sizes are shared
+            raise FloatingPointError(f"weights are not finite, of {', '.join(sorted(tasks)) or 'all tasks'}")
         self.writer.flush()
         state = {name: part.state_dict() for name, part in self.parts.items()} | {"totals": self.mixture.totals}
         state |= {SCRIPT.name: vars(self.args) | {"resume": None}, "tasks": self.envs.tasks, "global_step": global_step}
@@ -529,12 +532,8 @@ class Run:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # for log files, and in any encoding
-    os.environ |= {} if sys.stderr.isatty() else {"TERM": "dumb"}  # no colours in files: tyro asks about stdout alone
     try:
         main()
-    except BrokenPipeError:  # nobody reads the output any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except (gym.error.Error, Timeout, OSError, FloatingPointError) as error:
-        print(f"{SCRIPT.name}: error: {error}{' by another run' * isinstance(error, Timeout)}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, gym.error.Error | Timeout | PermissionError | NotADirectoryError) else 1)
+    except (gym.error.Error, OSError, FloatingPointError) as error:
+        print(f"{SCRIPT.name}: error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, gym.error.Error) else 1)

@@ -312,18 +312,22 @@ def test_a_signal_in_the_second_of_two_evaluations(tmp_path):
     assert resume(run_dir, "--eval-only", prepare=prepare).code == 130 and snapshot(run_dir) == before
 
 
-def test_a_broken_weight_is_told_with_its_task(tmp_path, monkeypatch):
+@pytest.mark.parametrize("script, weight", [("qmp_sac", "net"), ("qmp_mtsac", "heads"), ("qmp_mtsac", "trunk")])
+def test_a_broken_weight_is_told_with_its_task(tmp_path, monkeypatch, script, weight):
     """And the last good checkpoint is kept."""
-    save = qmp_sac.Run.save
+    module, tasks = import_module(script), envs.TASKS["PointReach-v0"]
+    save = module.Run.save
 
     def broken(run, global_step):
         if global_step > 300:
-            run.mixture.agent.qf.net[-1].bias.data[N + 2] = torch.nan  # of the second critic
+            *_, bias = getattr(run.mixture.agent.qf, weight).parameters()  # of the last layer
+            bias.data[1 if weight == "trunk" else N + 2] = torch.nan  # of the second critic
         save(run, global_step)
 
-    monkeypatch.setattr(qmp_sac.Run, "save", broken)
-    with pytest.raises(FloatingPointError, match=f"a weight of task {envs.TASKS['PointReach-v0'][2]} is not finite"):
-        train("qmp_sac", tmp_path / "run")
+    monkeypatch.setattr(module.Run, "save", broken)
+    named = "all tasks" if weight == "trunk" else tasks[2]
+    with pytest.raises(FloatingPointError, match=f"weights are not finite, of {named}$"):
+        train(script, tmp_path / "run")
     assert checkpoint(tmp_path / "run")["global_step"] <= 300
 
 
@@ -494,7 +498,6 @@ BAD_FLAGS = {  # of qmp_sac.py, or of the script that is named first
     "--no-qmp --switch-samples 1": "--switch-samples means nothing with --no-qmp",
     "--eval-only": "--eval-only needs --resume",
     "--run-dir x --resume y": "--run-dir is of a new run",
-    "--run-dir a\x07b": "the folder's name cannot be printed",
     "--batch-sise 3": "--batch-size",
     "--switch-rule argmx": "argmax",
     "qmp_mtsac --fully-shared": "--fully-shared has one policy",

@@ -217,10 +217,7 @@ def test_console(tmp_path, capsys):
     out, err = capsys.readouterr()
     start, *tables, end = out.splitlines()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    assert (
-        start
-        == f"PointReach-v0: {', '.join(TASKS)}; {device}, args.fast_matmul=True; in {tmp_path / 'run'}/evaluations.csv"
-    )
+    assert start == f"PointReach-v0: {', '.join(TASKS)}; {device}; in {tmp_path / 'run'}/evaluations.csv"
     assert end == f"step 600: results in {tmp_path / 'run'}; to plot: python benchmark/plot.py {tmp_path / 'run'}"
     assert [line for line in tables if line.startswith("step")] == ["step 300, own", "step 600, own"]
     assert tables[1].split() == ["task", "success", "return", "own", "policy"]
@@ -262,7 +259,6 @@ FLAGS = {
 OTHER_FLAGS = {
     "cuda",
     "num_threads",
-    "fast_matmul",
     "compile",
     "vectorization",
     "run_dir",
@@ -314,29 +310,6 @@ def test_no_cuda(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     agent = train("qmp_sac", tmp_path / "run", "--no-cuda --train-frequency 1000")
     assert agent.log_alpha.device.type == "cpu"
-
-
-def test_matrix_products_have_single_precision(tmp_path, monkeypatch):
-    """With the fast ones, with those of a CPU that rounds to bfloat16, which are refused, and without."""
-    matmul, precision = torch.Tensor.__matmul__, torch.backends.mkldnn.matmul
-
-    def rounded(a, b):
-        return matmul(*(x.bfloat16().float() if x.dtype == torch.float32 else x for x in (a, b)))
-
-    def fast_matmul(name):
-        return json.loads((tmp_path / name / "args.json").read_text())["args"]["fast_matmul"]
-
-    train("qmp_sac", tmp_path / "fast")
-    assert precision.fp32_precision == ("bf16" if fast_matmul("fast") else "ieee")
-    for S, B, I, O in ((10, 32, 256, 256), (20, 1, 39, 400), (3, 256, 7, 1), (1, 500, 1024, 64)):
-        x, weight = torch.randn(S, B, I), torch.randn(S, I, O)
-        exact = x.double() @ weight.double()
-        assert (torch.bmm(x, weight) - exact).abs().max() < 1e-5 * I**0.5
-    train("qmp_sac", tmp_path / "slow", "--no-fast-matmul")
-    assert not fast_matmul("slow") and precision.fp32_precision == "ieee"
-    monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
-    train("qmp_sac", tmp_path / "rounds")
-    assert not fast_matmul("rounds") and precision.fp32_precision == "ieee"
 
 
 @pytest.mark.parametrize("script, flags", [CASES[0], CASES[2]])
