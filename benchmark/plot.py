@@ -3,7 +3,7 @@
     python benchmark/plot.py                         # the newest run below runs/: every task, and their mean
     python benchmark/plot.py runs/a runs/b runs/c    # several: runs that differ by their seed alone become one line
     python benchmark/plot.py runs                    # all
-    python benchmark/plot.py --results               # what benchmark/run.py has run -> results of this repository
+    python benchmark/plot.py --results               # results of this repository: files, tables, figures
 
 Writes plots-ENVIRONMENT.png and plots-ENVIRONMENT-who-acted.png into the run's folder, or where several runs have their
 folders. Lines are means over the seeds that have reached a step, with a 95% interval (percentile bootstrap over seeds);
@@ -54,7 +54,7 @@ PAPER = {
 
 @dataclass
 class Args:
-    """Arguments."""
+    """Which runs, and where their pictures go."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """folders of runs, or folders that have such below them"""
@@ -91,13 +91,13 @@ def settings(record: dict) -> dict:
 
 def label(setting: dict, settings: Sequence[dict]) -> str:
     """The flags in which settings differ; the script, if in none."""
-    words = []
+    flags = []
     for name, value in setting.items():
         if len({str(other[name]) for other in settings if name in other}) > 1:
             flag = f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
             text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            words += [text] if name == "script" else [flag] if isinstance(value, bool) else [flag, text]
-    return " ".join(words) or setting["script"]
+            flags += [text] if name == "script" else [flag] if isinstance(value, bool) else [flag, text]
+    return " ".join(flags) or setting["script"]
 
 
 def own_share(rows: pd.DataFrame) -> np.ndarray:
@@ -301,7 +301,7 @@ def summary(rows: pd.DataFrame, column: str, paper: dict[str, float]) -> pd.Data
         scores[key] = part.pivot_table(column, "seed", "task").to_numpy()  # [R, N]
     own = rows[rows["acting"] == "own"]
     stages = last[last["acting"] == "own"].groupby(["line", "seed"])[STAGES].mean() if STAGES in last else None
-    whole = own.groupby(["line", "seed"])[column].mean()
+    of_all_steps = own.groupby(["line", "seed"])[column].mean()
     for method in METHODS:
         if ("own", method) in scores:
             values, mixture = scores["own", method], scores.get(("mixture", method))
@@ -311,7 +311,7 @@ def summary(rows: pd.DataFrame, column: str, paper: dict[str, float]) -> pd.Data
                 "success [95%]": mean_and_interval(values.mean(1)),
                 "stages": "" if stages is None else mean_and_interval(stages[method].to_numpy()),
                 "IQM": f"{trim_mean(values.ravel(), 0.25):.2f}" if len(values) >= 5 else "",
-                "of all steps": mean_and_interval(whole[method].to_numpy()),
+                "of all steps": mean_and_interval(of_all_steps[method].to_numpy()),
                 "of its mixtures": "" if mixture is None else mean_and_interval(mixture.mean(1), len(values)),
                 "probability to beat base": "" if base is None else f"{improvement(values, base):.2f}",
                 "paper": f"{paper[method]:.2f}" if method in paper else "",
@@ -380,7 +380,8 @@ def write_results() -> None:
             values = dict(zip(("base", "qmp"), PAPER.get(env_id, {}).get(script, ()), strict=False))
             paper |= {panel: values, f"{env_id}, {panel}": values}
             cells = summary(found, success, values)
-            commands = of_env[of_env["script"] == script].drop_duplicates("method")["command"].str.cat(sep="\n")
+            last_seeds = of_env[of_env["script"] == script].drop_duplicates("method", keep="last")
+            commands = last_seeds["command"].str.cat(sep="\n")
             text += f"\n### {script}.py, {end:,} steps\n\n```\n{commands}\n```\n\n{table(cells)}"
             text += f"\n<details><summary>Every seed</summary>\n\n{table(by_seed(found, success))}\n</details>\n"
             pair = " → ".join(cells["success [95%]"].get(method, "not run") for method in ("base", "qmp"))
@@ -388,9 +389,9 @@ def write_results() -> None:
             overview[f"{env_id}, {end:,} steps", f"`{script}.py`"] = pair
             curve = long_form(found, [success, *[STAGES] * (STAGES in found), OWN, "advantage"])
             curve = curve[curve["line"].str.startswith("qmp") | curve["panel"].isin([success, STAGES])]
-            kept = curve["line"].str.contains("uniform|period") & (curve["panel"] == "advantage")  # not Q's choice
+            incomparable = curve["line"].str.contains("uniform|period|eq2") & (curve["panel"] == "advantage")
             too_many = curve["line"].str.contains("uniform") & (curve["acting"] == "mixture")
-            curve = curve[~kept & ~too_many]
+            curve = curve[~incomparable & ~too_many]
             parts.append(curve.assign(panel=f"{script}: " + curve["panel"]))
             main = parts[-1][curve["line"].isin(["base", "qmp"]) & (curve["panel"] == success)]
             curves.append(main.assign(panel=f"{env_id}, {panel}"))
@@ -411,7 +412,7 @@ def main(args: Args) -> int:
     """Plot. Returns the exit code."""
     roots = args.runs or (ROOT / "runs" / "benchmark" if args.results else Path("runs"),)
     folders = find_runs(roots)
-    if not folders:
+    if not folders and not (args.results and (RESULTS / "runs.csv").exists()):
         print(f"plot.py: error: no run in {', '.join(map(str, roots))}; qmp_sac.py makes one", file=sys.stderr)
         return 2
     if args.results:

@@ -34,7 +34,7 @@ from envs import make_vec  # noqa: E402
 
 @dataclass
 class Args:
-    """Arguments."""
+    """What is measured, and for how long."""
 
     env_ids: tuple[str, ...] = ("PointReach-v0", "MultistageReacher-v0", "Maze-v0", "MetaWorldMT10-v3")
     """environments"""

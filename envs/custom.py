@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import wrappers
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
-from envs.multi_task import MultiTaskEnv, traced
+from envs.multi_task import MultiTaskEnv, as_runtime_errors
 
 PICTURE = r"uint8 \[\d+, \d+, 3\]"
 WITH_STATISTICS = (
@@ -30,7 +30,7 @@ def make_custom(env_id: str, seed: int, vectorization: str, render_mode: str | N
         RuntimeError, or any other: the function's own error.
     """
     make = find_function(env_id)
-    with traced():
+    with as_runtime_errors():
         vec = make(seed, vectorization, render_mode)
     if not isinstance(vec, VectorEnv):
         raise gym.error.Error(f"{env_id} returned {type(vec).__name__}, not a gymnasium.vector.VectorEnv")
@@ -46,7 +46,7 @@ def make_custom(env_id: str, seed: int, vectorization: str, render_mode: str | N
     vec = MultiTaskEnv(vec, tasks, seed)
     ended = check_episodes(vec)
     if not evaluation:  # so that it is said once for each run
-        if not vec.tells_success:
+        if not vec.has_success:
             print(f"{env_id} has no info['success']: judge its tasks by their returns", file=sys.stderr)
         for i in np.flatnonzero(~ended):
             print(f"task {tasks[i]} ended no episode in 1,000 steps: does it have a time limit?", file=sys.stderr)
@@ -62,7 +62,7 @@ def find_function(env_id: str):
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        with traced():
+        with as_runtime_errors():
             make = getattr(importlib.import_module(name), function, None)
     except ModuleNotFoundError as error:
         if not f"{name}.".startswith(f"{error.name}."):
@@ -134,7 +134,7 @@ def sub_environments(vec: VectorEnv) -> Iterator[gym.Env]:
         yield from base.envs
     elif isinstance(base, AsyncVectorEnv):
         for make in base.env_fns:
-            with traced():
+            with as_runtime_errors():
                 env = make()
             yield env
             env.close()
@@ -147,7 +147,7 @@ def check_steps(env: gym.Env, task: str) -> None:
     for number in range(4):
         before, copy, last_info = obs, np.array(obs), info
         step = number in (1, 2) and not any(ends)
-        with traced():
+        with as_runtime_errors():
             returned = env.step(env.action_space.sample()) if step else env.reset(seed=None if number else 0)
         names = ("observation", "reward", "terminated", "truncated", "info") if step else ("observation", "info")
         if not (isinstance(returned, tuple | list) and len(returned) == len(names) and isinstance(returned[-1], dict)):

@@ -63,8 +63,6 @@ environments of a process share one model: copy it before changing it.
 import atexit
 import functools
 import math
-from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -73,6 +71,7 @@ import numpy as np
 from gymnasium.envs.mujoco.mujoco_rendering import OffScreenViewer
 
 from envs.tasks import check_task
+from envs.viewer import ROBOTICS
 
 
 class Element(NamedTuple):
@@ -119,9 +118,7 @@ START = np.array(
 @functools.cache
 def load_model(visual: bool) -> mujoco.MjModel:
     """The kitchen for drawing (60 MB), or without what is only seen, for simulation (0.7 MB); one per process."""
-    # The package is found without being imported, because importing it prints notices and changes Gymnasium's registry.
-    package = Path(find_spec("gymnasium_robotics").origin).parent
-    spec = mujoco.MjSpec.from_file(str(package / "envs/assets/kitchen_franka/kitchen_assets/kitchen_env_model.xml"))
+    spec = mujoco.MjSpec.from_file(str(ROBOTICS / "assets/kitchen_franka/kitchen_assets/kitchen_env_model.xml"))
     spec.compiler.discardvisual = not visual
     model = spec.compile()
     model.vis.global_.offwidth = model.vis.global_.offheight = 320

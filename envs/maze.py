@@ -36,21 +36,17 @@ Source: the QMP paper's Maze Navigation; cells, places in them, noise, reward an
 origin lies in the cell (0, 0).
 """
 
-import importlib.util
 import math
 import runpy
-from pathlib import Path
 
 import gymnasium as gym
 import mujoco
 import numpy as np
 
 from envs.tasks import check_task
-from envs.viewer import ViewedEnv
+from envs.viewer import ROBOTICS, ViewedEnv
 
-# Located, not imported: importing the package prints a notice and replaces some of Gymnasium's own environments.
-PACKAGE = Path(importlib.util.find_spec("gymnasium_robotics").origin).parent / "envs"
-WALLS = np.array(runpy.run_path(str(PACKAGE / "maze" / "maps.py"))["LARGE_MAZE"], dtype=bool)  # [9, 12]
+WALLS = np.array(runpy.run_path(str(ROBOTICS / "maze" / "maps.py"))["LARGE_MAZE"], dtype=bool)  # [9, 12]
 CELLS = (  # start (row, column), goal (row, column) of each task
     ((1, 3), (5, 8)),
     ((1, 10), (2, 4)),
@@ -83,7 +79,7 @@ def place(row: int, column: int) -> tuple[float, float]:
 
 def load_model(goal: tuple[float, float]) -> mujoco.MjModel:
     """The point, a block for every wall cell, and a coloured disc around `goal` (x, y) that touches nothing."""
-    spec = mujoco.MjSpec.from_file(str(PACKAGE / "assets" / "point" / "point.xml"))
+    spec = mujoco.MjSpec.from_file(str(ROBOTICS / "assets" / "point" / "point.xml"))
     for row, column in np.argwhere(WALLS):
         spec.worldbody.add_geom(
             type=mujoco.mjtGeom.mjGEOM_BOX,

@@ -27,7 +27,7 @@ class MultiTaskEnv(VectorWrapper):
     """N tasks side by side, as `envs.make_vec` returns them.
 
     - `tasks` are their names, `metrics` the names of the statistics of an episode, `episode_lengths` [N] the steps of
-      the current episodes; `min_rewards` [N] are the lowest rewards of a step, None if unknown; `tells_success` is
+      the current episodes; `min_rewards` [N] are the lowest rewards of a step, None if unknown; `has_success` is
       whether any task has told it so far.
     - Each task is seeded with its own child of `numpy.random.SeedSequence(seed)`. (Gymnasium seeds task i with
       seed + i, so that task 1 of seed 1 repeats task 0 of seed 2.) Python's and NumPy's global generators are seeded
@@ -45,15 +45,15 @@ class MultiTaskEnv(VectorWrapper):
         gymnasium.error.Error: the environment breaks the contract of `envs.make_vec`.
         FloatingPointError: a number is not finite in single precision; the message names the task.
         ChildProcessError: the process of an environment has died.
-        RuntimeError: the environment's own code raised one of these (see `traced`).
+        RuntimeError: the environment's own code raised one of these (see `as_runtime_errors`).
     """
 
     def __init__(self, env: VectorEnv, tasks: Sequence[str], seed: int, min_rewards: Sequence[float] | None = None):
         super().__init__(env)
         self.tasks, self.min_rewards, self.first_seed = tuple(tasks), min_rewards, seed
-        self._told = ("success", *env.metadata.get("metrics", ()))  # names in infos
-        self.metrics = ("success_rate", "episodic_return", "episodic_length", *self._told[1:])
-        self.tells_success, self._silent = False, {}  # _silent: names missing at the end of an episode, and its task
+        self._info_names = ("success", *env.metadata.get("metrics", ()))  # names in infos
+        self.metrics = ("success_rate", "episodic_return", "episodic_length", *self._info_names[1:])
+        self.has_success, self._missing = False, {}  # _missing: names missing at the end of an episode, and its task
         space = env.single_action_space
         self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
         self._scaled = bool(np.any(self._low != -1) or np.any(self._high != 1))
@@ -73,13 +73,13 @@ class MultiTaskEnv(VectorWrapper):
             children = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(self.num_envs)]
             _seed_generators(children[0])
             seed = children if isinstance(self.unwrapped, SyncVectorEnv | AsyncVectorEnv) else children[0]
-        with self._faults_are_told():
+        with self._explain_errors():
             if seed is not None and isinstance(self.unwrapped, AsyncVectorEnv):
                 self.unwrapped.set_attr("_seeds_of_generators", [_Generators(child) for child in seed])
             obs, infos = self.env.reset(seed=seed, options=options)
         self.episode_lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._returns = np.zeros(self.num_envs)
-        self._highest = np.full((len(self._told), self.num_envs), -np.inf)
+        self._highest = np.full((len(self._info_names), self.num_envs), -np.inf)
         return self._observations(obs), infos
 
     def step(self, actions: np.ndarray):
@@ -89,7 +89,7 @@ class MultiTaskEnv(VectorWrapper):
         if self._scaled:
             actions = self._low * (0.5 - actions / 2) + self._high * (0.5 + actions / 2)  # never infinite
             actions = np.minimum(np.maximum(actions, self._low), self._high)
-        with self._faults_are_told():
+        with self._explain_errors():
             raw_obs, rewards, *ends, infos = self.env.step(actions.astype(self.single_action_space.dtype))
         obs, rewards = self._observations(raw_obs), self._numbers("reward", rewards)
         terminations, truncations = map(self._booleans, ("termination", "truncation"), ends)
@@ -99,22 +99,22 @@ class MultiTaskEnv(VectorWrapper):
 
         self.episode_lengths += 1
         self._returns += rewards
-        told = np.array([self._values(name, dones, infos) for name in self._told])  # [names, N]
+        told = np.array([self._values(name, dones, infos) for name in self._info_names])  # [names, N]
         np.maximum(self._highest, told, out=self._highest)
-        self.tells_success |= bool((told[0] > -np.inf).any())
+        self.has_success |= bool((told[0] > -np.inf).any())
         infos["succeeded"] = told[0] == 1
         if len(ended):
-            for name, values in zip(self._told, told, strict=True):
+            for name, values in zip(self._info_names, told, strict=True):
                 for i in ended[np.isinf(values[ended])]:
-                    self._silent.setdefault(name, self.tasks[i])
+                    self._missing.setdefault(name, self.tasks[i])
             success, *others = np.where(np.isinf(self._highest), np.nan, self._highest)
             for i in np.flatnonzero((success < 0) | (success > 1)):
                 raise gym.error.Error(f"info['success'] of task {self.tasks[i]} is {success[i]:g}, not from 0 to 1")
             values = success, self._returns.copy(), self.episode_lengths.copy(), *others
             infos["episode"] = dict(zip(self.metrics, values, strict=True))
             self._highest[:, dones], self._returns[dones], self.episode_lengths[dones] = -np.inf, 0, 0
-        for name, task in self._silent.items():
-            if name != "success" or self.tells_success:
+        for name, task in self._missing.items():
+            if name != "success" or self.has_success:
                 raise gym.error.Error(f"an episode of task {task} ended without info[{name!r}]")
         return obs, rewards, terminations, truncations, infos
 
@@ -130,14 +130,14 @@ class MultiTaskEnv(VectorWrapper):
 
     def render(self):
         """Pictures of all tasks, uint8 [H, W, 3] each, with render_mode "rgb_array"."""
-        with self._faults_are_told():
+        with self._explain_errors():
             return self.env.render()
 
     @contextlib.contextmanager
-    def _faults_are_told(self):
-        """As `traced`, and say what it means that the pipe to the process of an environment has closed."""
+    def _explain_errors(self):
+        """As `as_runtime_errors`, and say what it means that the pipe to the process of an environment has closed."""
         try:
-            with traced():
+            with as_runtime_errors():
                 yield
         except RuntimeError as error:
             pipes = getattr(self.unwrapped, "parent_pipes", (None,))  # None where the process has sent an error
@@ -203,11 +203,8 @@ class MultiTaskEnv(VectorWrapper):
 
 
 @contextlib.contextmanager
-def traced():
-    """Errors of an environment's own code that the scripts would tell in one line, come out as RuntimeErrors.
-
-    These end with a traceback, in which the error is the cause.
-    """
+def as_runtime_errors():
+    """Raise errors of an environment's own code as RuntimeErrors, so that the scripts show their traceback."""
     try:
         yield
     except (OSError, EOFError, FloatingPointError, gym.error.Error) as error:

@@ -1,8 +1,14 @@
-"""What the MuJoCo environments share that are not built on a class of Gymnasium's: their state, copies, pictures."""
+"""What the MuJoCo environments share that are not built on a class of Gymnasium's: state, copies, pictures, files."""
+
+from importlib.util import find_spec
+from pathlib import Path
 
 import gymnasium as gym
 import mujoco
 from gymnasium.envs.mujoco.mujoco_rendering import OffScreenViewer
+
+# Found, not imported: importing the package prints a notice and replaces some of Gymnasium's own environments.
+ROBOTICS = Path(find_spec("gymnasium_robotics").origin).parent / "envs"
 
 
 class ViewedEnv(gym.Env):

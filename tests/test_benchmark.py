@@ -469,6 +469,6 @@ def test_the_docs_show_the_committed_results(tmp_path, monkeypatch):
     for _ in plot.RESULTS.glob("runs.csv"):
         for name in ("README.md", "docs/results.md"):
             shutil.copy(ROOT / name, tmp_path / name)
-        plot.write_results()
+        assert plot.main(plot.Args(runs=(tmp_path / "runs",), results=True)) == 0  # as in a clone, which has no runs
         for name in ("README.md", "docs/results.md"):
             assert (tmp_path / name).read_text() == (ROOT / name).read_text()
