@@ -408,33 +408,34 @@ def test_results_are_gathered_and_told(repository, figures, monkeypatch):
     monkeypatch.setattr(plot, "STAGES", "height")
     make, read = repository
     for seed in (1, 2, 3, 4, 5):
-        make("qmp", [0, 1, 1, 1, 1, 1, 1, 1, 1, 0.2 * seed], seed)
+        make("qmp", [0, 1, 1, 1, 1, 1, 1, 1, 1, 0.04 * seed**2], seed)
         make("base", [0, 0, 0, 0, 0, 0, 0, 0, 0, 0.5], seed)
     make_run(plot.ROOT / "runs" / "Maze-v0__qmp_sac__1__20260101-120000-1", [0.5])  # not by benchmark/run.py
     make("base", [1], seed=6, codes=(143,))  # not finished
+    make("qmp-uniform", [0.5] * 10)
     overview, details = read()
     rows = pd.read_csv(plot.RESULTS / "Maze-v0.csv")
     assert list(rows)[:7] == ["script", "method", "seed", "global_step", "acting", "task", "success_rate"]
-    assert len(rows) == 10 * 20
+    assert len(rows) == 11 * 20
     logged = rows[rows["advantage"].notna()]
     assert set(logged["global_step"]) == {200} and set(logged["task"]) == {"b"} and set(logged["advantage"]) == {0.125}
     records = pd.read_csv(plot.RESULTS / "runs.csv")
     assert set(records["hours"]) == {0.5} and set(records["global_step"]) == {1000}
-    assert set(records["command"]) == {"python qmp_sac.py --qmp", "python qmp_sac.py --base"}
+    assert set(records["command"]) == {f"python qmp_sac.py --{method}" for method in ("base", "qmp", "qmp-uniform")}
     assert overview.startswith("before\n") and overview.endswith("after\n")
-    success = plot.mean_and_interval(np.array([0.2, 0.4, 0.6, 0.8, 1.0]))
+    success = plot.mean_and_interval(np.array([0.04, 0.16, 0.36, 0.64, 1.0]))
     assert f"| Maze-v0, 1,000 steps | 0.50 [0.50, 0.50] → {success}; paper, at its end: 0.60 → 0.72 |" in overview
-    # Of the seeds 0.2 and 0.4 lose against 0.5.
-    whole = plot.mean_and_interval(np.array([0.82, 0.84, 0.86, 0.88, 0.90]))
+    # Three of the seeds lose against 0.5; the middle half of all are those of 0.16, 0.36 and 0.64.
+    whole = plot.mean_and_interval(np.array([0.804, 0.816, 0.836, 0.864, 0.90]))
     stages = "10.00 [10.00, 10.00]"
-    assert f"| qmp | 5 | {success} | {stages} | 0.60 | {whole} | 0.60 | 0.72 |" in details
+    assert f"| qmp | 5 | {success} | {stages} | 0.39 | {whole} | 0.40 | 0.72 |" in details
     assert f"| base | 5 | 0.50 [0.50, 0.50] | {stages} | 0.50 | 0.05 [0.05, 0.05] |  | 0.60 |" in details
-    header, last = "|  | a | b | mean | of all steps | own policy acts | without a failure |\n", "0.40 / 10.00"
+    header, last = "|  | a | b | mean | of all steps | own policy acts | without a failure |\n", "0.16 / 10.00"
     assert header in details
-    assert f"\n| qmp, 2 | {last} | {last} | {last} | 0.84 | 0.75 | 200: 8 of 9 |\n" in details
+    assert f"\n| qmp, 2 | {last} | {last} | {last} | 0.82 | 0.75 | 200: 8 of 9 |\n" in details
     assert "\n| base, 5 | 0.50 / 10.00 | 0.50 / 10.00 | 0.50 / 10.00 | 0.05 | 0.75 |  |\n" in details
-    assert "```\npython qmp_sac.py --base\npython qmp_sac.py --qmp\n```" in details
-    panels = {"success_rate": 2, "height": 2, plot.OWN: 1, "advantage": 1}  # with lines of so many methods
+    assert "```\npython qmp_sac.py --base\npython qmp_sac.py --qmp\npython qmp_sac.py --qmp-uniform\n```" in details
+    panels = {"success_rate": 3, "height": 3, plot.OWN: 2, "advantage": 1}  # with lines of so many methods
     assert {panel: len(lines(figures["Maze-v0.png"], f"qmp_sac: {panel}")) for panel in panels} == panels
     (axes,) = figures["success.png"].axes
     assert [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"] == [0.60, 0.72]
@@ -445,16 +446,19 @@ def test_results_are_kept_unless_a_run_has_got_further(repository):
     make("base", [0, 0, 0])
     assert "| base | 1 | 0.00 (1 seed) |" in read()[1]
     make("qmp", [0, 0, 1])
+    make("qmp-softmax", [0, 0, 0.75])
     read()
     make("qmp", [0.5, 0.5], folder="again")  # begun anew, and not done
     make("base", [0.5, 0.5, 0.5, 0.5], folder="again")
     make("qmp-period-10", [0.25, 0.25, 0.25], folder="again")
+    make("qmp-softmax", [0, 0, 0.5], folder="again")  # as far as before: the new one counts
     _, details = read("again")
     assert "### qmp_sac.py, 300 steps" in details
     for line in (
         "| base | 1 | 0.50 (1 seed) |",
         "| qmp | 1 | 1.00 (1 seed) |",
         "| qmp-period-10 | 1 | 0.25 (1 seed) |",
+        "| qmp-softmax | 1 | 0.50 (1 seed) |",
     ):
         assert line in details
 

@@ -121,6 +121,22 @@ def test_distillation_leaves_all_policies_equal_to_the_fitted_one():
     assert_close(log_std.exp(), torch.full_like(log_std, 0.3), atol=0.1, rtol=0)
 
 
+def test_distillation_is_a_step_towards_the_data_of_all_tasks(unstack):
+    """By the likelihood of their actions under torch.distributions."""
+    args = Args(batch_size=16, hidden_sizes=(8,), distill_steps=1)
+    agent, optimizers = learner(args)
+    optimizers["center"], plain = torch.optim.SGD(agent.center.parameters(), lr=1.0), unstack(agent.center.net, 0)
+    before, rb, state = copy.deepcopy(agent.center), filled(linear_policy), torch.get_rng_state()
+    distill(agent, optimizers, rb, args)
+    torch.set_rng_state(state)
+    data = rb.sample(16)
+    mean, log_std = plain(data.obs.reshape(-1, O)).chunk(2, dim=-1)
+    loss = -Normal(mean, log_std.exp()).log_prob(torch.atanh(data.actions.reshape(-1, A))).sum(-1).mean()
+    gradients = torch.autograd.grad(loss, [*plain.parameters()])
+    for p, q, gradient in zip(agent.center.parameters(), before.parameters(), gradients, strict=True):
+        assert_close((p - q).squeeze(0), -gradient.t().reshape(p[0].shape), rtol=1e-4, atol=1e-6)
+
+
 def test_distillation_survives_actions_at_the_bounds():
     """As random and saturated actions are: tanh gives 1 and -1 in single precision."""
     args = Args(batch_size=16, hidden_sizes=(8,), distill_steps=20)

@@ -31,6 +31,8 @@ def plain(trunk, heads, s, i):
 def test_forward_is_trunk_and_head(heads):
     torch.manual_seed(0)
     actor, qf = Actor(N, O, A, HIDDEN, heads), Critic(N, O, A, HIDDEN, heads)
+    with torch.no_grad():
+        actor.heads.weight *= 500  # so that standard deviations reach their limits
     assert len(actor.heads.weight) == heads and len(qf.heads.weight) == 2 * heads
     obs, actions = torch.randn(N, B, O), torch.randn(N, B, A)
     mean, log_std = actor(obs)
@@ -39,7 +41,10 @@ def test_forward_is_trunk_and_head(heads):
     for i in range(N):
         own = i if heads == N else 0
         trunk, head = plain(actor.trunk, actor.heads, 0, own)
-        assert_close(torch.cat([mean[i], log_std[i]], -1), head(trunk(obs[i])))
+        expected_mean, expected_log_std = head(trunk(obs[i])).chunk(2, dim=-1)
+        assert (expected_log_std < -20).any() and (expected_log_std > 2).any()
+        assert_close(mean[i], expected_mean)
+        assert_close(log_std[i], expected_log_std.clamp(-20, 2))
         for s in range(2):
             trunk, head = plain(qf.trunk, qf.heads, s, s * heads + own)
             assert_close(values[s, i], head(trunk(torch.cat([obs[i], actions[i]], -1))).squeeze(-1))
@@ -50,6 +55,14 @@ def test_states_may_be_shared_by_all_policies(heads):
     actor, obs = Actor(N, O, A, HIDDEN, heads), torch.randn(N, O)
     for got, want in zip(actor(obs.unsqueeze(0)), actor(obs.expand(N, N, O)), strict=True):
         assert_close(got, want)
+
+
+@pytest.mark.parametrize("fully_shared", [False, True])
+def test_agent_starts_with_its_critics_as_targets_and_the_alpha_asked_for(fully_shared):
+    agent = Agent(N, O, A, Args(hidden_sizes=HIDDEN, alpha=0.2, fully_shared=fully_shared, qmp=not fully_shared))
+    assert_close(agent.log_alpha.exp().tolist(), [0.2] * (1 if fully_shared else N))
+    for p, target in zip(agent.qf.parameters(), agent.qf_target.parameters(), strict=True):
+        assert torch.equal(p, target) and p.data_ptr() != target.data_ptr() and not target.requires_grad
 
 
 def batch():

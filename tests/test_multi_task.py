@@ -655,11 +655,12 @@ class Actor:
     """Does nothing; in turn t the policies `policies[t]` do it, the last of them for ever, or `policies` always."""
 
     def __init__(self, policies, action=0.0):
-        self.turns, self.turn, self.action = np.atleast_2d(policies), 0, action
+        self.turns, self.turn, self.action, self.lengths = np.atleast_2d(policies), 0, action, []
 
     def act(self, obs, episode_lengths):
         self.policies = torch.as_tensor(self.turns[min(self.turn, len(self.turns) - 1)])
         self.turn += 1
+        self.lengths.append(episode_lengths.tolist())
         return np.full((len(obs), 1), self.action)
 
 
@@ -673,7 +674,9 @@ def test_evaluation_of_the_first_episodes():
         return env
 
     vec = MultiTaskEnv(SyncVectorEnv([get_shorter, lambda: Counter(10)], **SAME_STEP), ("fast", "slow"), 1)
-    rows = envs.evaluate(vec, Actor([[0, 1]] * 6 + [[1, 1]] * 9 + [[1, 0]]), 2, seed=1)
+    actor = Actor([[0, 1]] * 6 + [[1, 1]] * 9 + [[1, 0]])
+    rows = envs.evaluate(vec, actor, 2, seed=1)
+    assert actor.lengths == [[t % 4 if t < 8 else t % 2, t % 10] for t in range(20)]
     assert list(rows.columns) == ["task", *vec.metrics, "acted/fast", "acted/slow"]
     assert rows.iloc[0].tolist() == ["fast", 1, 4, 4, 6 / 8, 2 / 8]
     assert rows.iloc[1].tolist() == ["slow", 1, 10, 10, 5 / 20, 15 / 20]

