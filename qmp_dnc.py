@@ -146,6 +146,7 @@ class Args:
             (self.switch_entropy and not self.switch_samples, "--switch-entropy needs --switch-samples, 1 or more"),
             (self.eval_only and not self.resume, "--eval-only needs --resume, the folder of a run"),
             (self.resume and self.run_dir, "--run-dir is of a new run, --resume of one that exists"),
+            (not f"{self.run_dir}{self.resume}".isprintable(), "the folder's name cannot be printed"),
         ):
             if wrong:
                 raise ValueError(message)
@@ -425,7 +426,6 @@ def main(argv: list[str] | None = None) -> Agent | None:
         for i in np.flatnonzero(terminations | truncations):
             for name in ("episodic_return", "episodic_length"):
                 run.writer.add_scalar(f"charts/{name}/{envs.tasks[i]}", infos["episode"][name][i], global_step)
-
         if global_step > args.learning_starts and global_step % (args.train_frequency * N) == 0:
             for _ in range(args.gradient_steps):
                 info = compiled_update(agent, optimizers, rb.sample(args.batch_size), args)
@@ -473,8 +473,8 @@ class Run:
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
             self.lock = FileLock(self.dir / "running.lock").acquire(blocking=False)  # one process per folder
-        except OSError as error:  # Timeout is one
-            raise gym.error.Error(f"another run is in {self.dir}, or nobody may write there: {error}") from None
+        except OSError as error:  # filelock's Timeout is one
+            raise gym.error.Error(f"cannot use {self.dir}, or another run does: {error}") from None
         self.wandb_id = (state and state["wandb_id"]) or (args.track and os.urandom(8).hex())
         if args.track:
             import wandb

@@ -293,10 +293,15 @@ def improvement(better: np.ndarray, base: np.ndarray) -> float:
     return float(np.mean(pairs))
 
 
+def last_tenth(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those rows that are of the last tenth of the steps."""
+    return rows[rows["global_step"] > 0.9 * rows["global_step"].max()]
+
+
 def summary(rows: pd.DataFrame, column: str, paper: dict[str, float]) -> pd.DataFrame:
     """Final success of every method of a script, as cells of a table: rows of runs up to the same step."""
     scores, cells = {}, {}
-    last = rows[rows["global_step"] > 0.9 * rows["global_step"].max()]
+    last = last_tenth(rows)
     for key, part in last.groupby(["acting", "line"]):
         scores[key] = part.pivot_table(column, "seed", "task").to_numpy()  # [R, N]
     own = rows[rows["acting"] == "own"]
@@ -322,7 +327,7 @@ def summary(rows: pd.DataFrame, column: str, paper: dict[str, float]) -> pd.Data
 def by_seed(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """What every seed of every method comes to, as cells of a table: rows of runs up to the same step."""
     keys, rows = ["line", "seed"], rows[rows["acting"] == "own"]
-    last = rows[rows["global_step"] > 0.9 * rows["global_step"].max()]
+    last = last_tenth(rows)
     found = [last.pivot_table(name, keys, "task", sort=False) for name in (column, STAGES) if name in last]
     cells, *stages = (part.assign(mean=part.mean(axis=1)).map("{:.2f}".format) for part in found)
     for part in stages:

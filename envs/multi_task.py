@@ -51,7 +51,7 @@ class MultiTaskEnv(VectorWrapper):
     def __init__(self, env: VectorEnv, tasks: Sequence[str], seed: int, min_rewards: Sequence[float] | None = None):
         super().__init__(env)
         self.tasks, self.min_rewards, self.first_seed = tuple(tasks), min_rewards, seed
-        self._info_names = ("success", *env.metadata.get("metrics", ()))  # names in infos
+        self._info_names = ("success", *env.metadata.get("metrics", ()))
         self.metrics = ("success_rate", "episodic_return", "episodic_length", *self._info_names[1:])
         self.has_success, self._missing = False, {}  # _missing: names missing at the end of an episode, and its task
         space = env.single_action_space

@@ -486,6 +486,8 @@ BAD_FLAGS = {  # of qmp_sac.py, or of the script that is named first
     "--no-qmp --switch-samples 1": "--switch-samples means nothing with --no-qmp",
     "--eval-only": "--eval-only needs --resume",
     "--run-dir x --resume y": "--run-dir is of a new run",
+    "--run-dir a\x07b": "the folder's name cannot be printed",
+    "--run-dir a\udcffb": "the folder's name cannot be printed",
     "--batch-sise 3": "--batch-size",
     "--switch-rule argmx": "argmax",
     "qmp_mtsac --fully-shared": "--fully-shared has one policy",

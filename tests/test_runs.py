@@ -182,12 +182,12 @@ def test_what_is_logged_of_the_switch(tmp_path, monkeypatch):
     def recorded(mixture, *inputs):
         actions = act(mixture, *inputs)
         if not mixture.mean_actions:  # in training
-            acted[-1].append(mixture.policies.numpy())
+            acted[-1].append(mixture.policies.cpu().numpy())
         return actions
 
     def recorded_switch(*inputs):
         chosen, scores = switch(*inputs)
-        acted.append([scores.numpy()])
+        acted.append([scores.cpu().numpy()])
         return chosen, scores
 
     monkeypatch.setattr(module.Mixture, "act", recorded)
