@@ -5,8 +5,8 @@
     python qmp_dnc.py --distill-period 10_000                  # and a central policy, from which all go on now and then
     python qmp_dnc.py --resume runs/x                          # go on with a run, or with --eval-only evaluate it
 
-Q-switch Mixture of Policies (Zhang et al., ICLR 2025, arXiv 2302.00671): while a task collects data, in each state the
-policy of that task acts which the task's own critics rate best. Nothing else changes: policies and critics learn by
+Q-switch Mixture of Policies (Zhang et al., ICLR 2025, arXiv 2302.00671): while a task collects data, its critics rate
+the policies of all tasks in each state, and the best one acts. Nothing else changes: policies and critics learn by
 soft actor-critic from their own task's data, and as in Divide-and-Conquer RL (Ghosh et al., ICLR 2018, arXiv
 1711.09874) policies are pulled together by their divergences, and if asked for replaced now and then by one that
 imitates the data of all. Start reading at `q_switch`, then the loop in `main`.
@@ -14,7 +14,6 @@ Letters in shapes: N tasks, P policies (= N), B batch per task, O observation, A
 """
 
 import copy
-import ctypes
 import json
 import math
 import os
@@ -37,7 +36,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tyro.constructors import PrimitiveConstructorSpec as Spec
 
-from envs import allocate, evaluate, format_table, make_vec
+from envs import allocate, evaluate, format_table, keep_freed_memory, make_vec
 
 SCRIPT = Path(__file__).resolve()
 Steps = Annotated[int, Spec(1, "INT", lambda x: int(f"{float(x[0]):.17g}"), lambda x: True, lambda x: [str(x)])]  # 1e6
@@ -45,7 +44,7 @@ Steps = Annotated[int, Spec(1, "INT", lambda x: int(f"{float(x[0]):.17g}"), lamb
 
 @dataclass
 class Args:
-    """Flags of the run, from --total-timesteps on of SAC, from --qmp on of QMP. Steps are summed over tasks."""
+    """Flags of the run, then SAC's from --total-timesteps on, then QMP's from --qmp on. Steps are summed over tasks."""
 
     env_id: str = "PointReach-v0"
     """PointReach-v0 PointReach2-v0 PointReach9-v0 MultistageReacher-v0 Maze-v0 Walker2dMT4-v0 KitchenMT10-v0
@@ -226,7 +225,7 @@ def q_switch(mean, log_std, qf, obs, alpha=None, noise=None) -> tuple[Tensor, Te
 
     obs [N, O]: a state of each task; mean, log_std [P, N, A]: every policy's Gaussian before tanh, in these states
     qf: the critics, a function of states [N, B, O] and actions [N, B, A] that returns Q1 and Q2 [2, N, B]
-    alpha [N]: temperatures, if entropy counts; noise [K, P, N, A]: standard normal, if samples are rated
+    noise [K, P, N, A]: standard normal, if samples are rated; alpha [N]: temperatures, if their entropy counts too
     Returns the chosen policies [N] and the scores [N, P].
     """
     noise = torch.zeros_like(mean)[None] if noise is None else noise  # zeros make the mean action
@@ -247,31 +246,31 @@ class Mixture:
 
     def __init__(self, agent: Agent, args: Args, own_policy_prob: float, mean_actions: bool = False):
         self.agent, self.args, self.own_policy_prob, self.mean_actions = agent, args, own_policy_prob, mean_actions
-        self.own = self.policies = torch.arange(agent.actor.N, device=agent.log_alpha.device)  # [N]
+        self.tasks = self.policies = torch.arange(agent.actor.N, device=agent.log_alpha.device)  # [N]
         # [N, P + 1], since the last evaluation: steps in which each policy acted, sum of the advantages.
-        self.totals = torch.zeros(len(self.own), len(self.own) + 1, dtype=torch.float64, device=self.own.device)
+        self.totals = torch.zeros(agent.actor.N, agent.actor.N + 1, dtype=torch.float64, device=self.tasks.device)
 
     @torch.no_grad()
     def act(self, obs: np.ndarray, episode_lengths: np.ndarray) -> np.ndarray:
         """Actions [N, A] in the states obs [N, O], which are steps episode_lengths [N] of their episodes."""
-        agent, args, own = self.agent, self.args, self.own
-        obs = torch.as_tensor(obs, dtype=torch.float32, device=own.device)
+        agent, args, tasks = self.agent, self.args, self.tasks
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=tasks.device)
         if self.own_policy_prob == 1:
             mean, log_std = (x.squeeze(1) for x in agent.actor(obs.unsqueeze(1)))  # [N, A]
         else:
             mean, log_std = agent.actor(obs.unsqueeze(0))  # [P, N, A], every policy in the state of every task
             alpha = agent.log_alpha.exp() if args.switch_entropy else None
-            noise = torch.randn(args.switch_samples, *mean.shape, device=own.device) if args.switch_samples else None
+            noise = torch.randn(args.switch_samples, *mean.shape, device=tasks.device) if args.switch_samples else None
             chosen, scores = q_switch(mean, log_std, agent.qf, obs, alpha, noise)  # [N], [N, P]
             if args.switch_rule != "argmax":  # uniform is the softmax at an infinite temperature
                 temperature = args.switch_temperature if args.switch_rule == "softmax" else math.inf
                 chosen = torch.multinomial((scores / temperature).softmax(1), 1).squeeze(1)
-            skip = torch.rand(len(own), device=own.device) < self.own_policy_prob  # [N]
-            due = torch.as_tensor(episode_lengths % args.switch_period == 0, device=own.device)  # [N]
-            self.policies = torch.where(due, torch.where(skip, own, chosen), self.policies)
-            self.totals[:, -1] += scores[own, self.policies] - scores.diagonal()
-            mean, log_std = mean[self.policies, own], log_std[self.policies, own]  # [N, A]
-        self.totals[own, self.policies] += 1
+            skip = torch.rand(len(tasks), device=tasks.device) < self.own_policy_prob  # [N]
+            due = torch.as_tensor(episode_lengths % args.switch_period == 0, device=tasks.device)  # [N]
+            self.policies = torch.where(due, torch.where(skip, tasks, chosen), self.policies)  # [N]
+            self.totals[:, -1] += scores[tasks, self.policies] - scores.diagonal()
+            mean, log_std = mean[self.policies, tasks], log_std[self.policies, tasks]  # [N, A]
+        self.totals[tasks, self.policies] += 1
         noise = torch.zeros_like(mean) if self.mean_actions else torch.randn_like(mean)
         return squash(mean, log_std, noise)[0].cpu().numpy()
 
@@ -376,7 +375,7 @@ def update(agent: Agent, optimizers: dict, data: Batch, args: Args) -> dict[str,
 
 
 def main(argv: list[str] | None = None) -> Agent | None:
-    """Train, go on or evaluate, as the command line says. Returns the agent that was trained."""
+    """Train, resume or evaluate, as the command line says. Returns the agent that was trained."""
     args, state, cwd = tyro.cli(Args, args=argv), None, Path.cwd()  # which environments may change
     if args.resume:
         try:
@@ -389,20 +388,21 @@ def main(argv: list[str] | None = None) -> Agent | None:
             if getattr(args, name) != getattr(saved, name):
                 raise gym.error.Error(f"{name} of this run is {getattr(saved, name)} and cannot change")
     first_step = state["global_step"] if state else 0
-    for option, value in ((-3, 2**25), (-1, 2**31 - 1)):  # glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD: keep memory
-        getattr(ctypes.CDLL(None), "mallopt", max)(option, value)  # without glibc, `max` does no harm
+    keep_freed_memory()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.num_threads)
     device, signals = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu"), []
-    for number in (signal.SIGINT, signal.SIGTERM):  # the first ends the turn, a second one the program
+    for number in (signal.SIGINT, signal.SIGTERM):  # the first stops after this turn, a second one at once
         signal.signal(number, lambda number, _: (signals.append(number), signal.signal(number, signal.SIG_DFL)))
     envs = make_vec(args.env_id, args.seed, args.vectorization)
     N, O, A = envs.num_envs, envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
     agent = Agent(N, O, A, args).to(device)
-    optimizers = {"q": torch.optim.Adam(agent.qf.parameters(), lr=args.q_lr, fused=True)}
-    optimizers |= {"actor": torch.optim.Adam(agent.actor.parameters(), lr=args.policy_lr, fused=True)}
-    optimizers |= {"alpha": torch.optim.Adam([agent.log_alpha], lr=args.q_lr, fused=True)}
-    optimizers |= {"center": torch.optim.Adam(agent.center.parameters(), lr=args.policy_lr, fused=True)}
+    optimizers = {
+        "q": torch.optim.Adam(agent.qf.parameters(), lr=args.q_lr, fused=True),
+        "actor": torch.optim.Adam(agent.actor.parameters(), lr=args.policy_lr, fused=True),
+        "alpha": torch.optim.Adam([agent.log_alpha], lr=args.q_lr, fused=True),
+        "center": torch.optim.Adam(agent.center.parameters(), lr=args.policy_lr, fused=True),
+    }
     rb = ReplayBuffer(N, O, A, min(args.buffer_size, math.ceil(max(args.total_timesteps, first_step) / N)), device)
     mixture = Mixture(agent, args, args.own_policy_prob if args.qmp else 1.0)
     compiled_update = torch.compile(update) if args.compile else update
@@ -448,7 +448,7 @@ def main(argv: list[str] | None = None) -> Agent | None:
 
 
 class Run:
-    """A run's folder: args.json, TensorBoard events, evaluations.csv, checkpoint.pt, videos."""
+    """A run's folder: args.json, TensorBoard events, evaluations.csv, checkpoint.pt (restored from `state`), videos."""
 
     def __init__(self, cwd: Path, args: Args, state: dict | None, signals: list, mixture: Mixture, parts: dict):
         self.args, self.signals, self.mixture, self.parts, self.interrupted = args, signals, mixture, parts, False
@@ -461,7 +461,7 @@ class Run:
             raise gym.error.Error(f"{self.dir} exists; choose another --run-dir, or go on with --resume")
         render_mode = "rgb_array" if args.capture_video else None
         self.envs = make_vec(args.env_id, args.seed, args.vectorization, render_mode, evaluation=True)
-        print(f"{args.env_id}: {', '.join(self.envs.tasks)}; {mixture.own.device}; in {self.csv}")
+        print(f"{args.env_id}: {', '.join(self.envs.tasks)}; {mixture.tasks.device}; in {self.csv}")
         if state:  # all that changes in training, but for the environments, which start new episodes
             for name, part in parts.items():
                 part.load_state_dict(state[name])
@@ -484,7 +484,7 @@ class Run:
                 wandb.init(**config, name=self.dir.name, id=self.wandb_id, resume="allow", sync_tensorboard=True)
             except wandb.errors.Error as error:
                 raise gym.error.Error(f"--track: {error} (WANDB_MODE=offline needs no account)") from None
-        open(self.csv, "r+" if state else "w").truncate(state["csv_size"] if state else 0)  # later rows are lost
+        open(self.csv, "r+" if state else "w").truncate(state["csv_size"] if state else 0)  # later rows are made again
         git = os.popen(f"git -C '{SCRIPT.parent}' describe --always --dirty 2>/dev/null").read().strip()
         record = {"args": vars(args), "tasks": self.envs.tasks, "cpu": torch.backends.cpu.get_cpu_capability()}
         record["versions"] = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco", "metaworld")}
@@ -495,28 +495,28 @@ class Run:
     def log(self, group: str, values: dict[str, np.ndarray], global_step: int) -> None:
         """Write values, each [N], to TensorBoard: their mean, and every task's."""
         for name, numbers in values.items():
-            for task, value in (("", numbers.mean()), *zip((f"/{x}" for x in self.envs.tasks), numbers, strict=True)):
-                self.writer.add_scalar(f"{group}/{name}{task}", value, global_step)
+            self.writer.add_scalar(f"{group}/{name}", numbers.mean(), global_step)
+            for task, value in zip(self.envs.tasks, numbers, strict=True):
+                self.writer.add_scalar(f"{group}/{name}/{task}", value, global_step)
 
     def evaluate(self, global_step: int) -> None:
         """Evaluate the tasks' own policies, and if asked for their mixtures: rows of a CSV file, a table, a video."""
-        args, totals, found = self.args, self.mixture.totals, {}
+        args, envs, totals, found = self.args, self.envs, self.mixture.totals, {}
         statistics = (totals / totals[:, :-1].sum(1, keepdim=True)).cpu().numpy()  # [N, P + 1], NaN of no steps
-        for acting in ("own", "mixture")[: 1 + (args.eval_mixture or args.eval_only)]:
+        for acting in ("own", "mixture") if args.eval_mixture or args.eval_only else ("own",):
             actor = Mixture(self.mixture.agent, args, own_policy_prob=float(acting == "own"), mean_actions=True)
             video = self.dir / "videos" / f"{acting}-{global_step}.mp4" if args.capture_video else None
-            seed = [args.seed, global_step, 2]
-            found[acting] = evaluate(self.envs, actor, args.eval_episodes, seed, video, self.signals)
+            found[acting] = evaluate(envs, actor, args.eval_episodes, [args.seed, global_step, 2], video, self.signals)
         self.interrupted = any(rows is None for rows in found.values())  # by a signal
         if self.interrupted:
             return
         for acting, rows in found.items():
             if acting == "own" and not args.eval_only:
                 totals.zero_()
-                rows.iloc[:, -len(rows) :] = statistics[:, :-1]  # who acted in training
+                rows[[f"acted/{task}" for task in envs.tasks]] = statistics[:, :-1]  # in training
                 self.log("switch", {"own_policy": statistics.diagonal(), "advantage": statistics[:, -1]}, global_step)
             if not args.eval_only:
-                self.log({"own": "eval", "mixture": "eval_mixture"}[acting], rows[[*self.envs.metrics]], global_step)
+                self.log({"own": "eval", "mixture": "eval_mixture"}[acting], rows[[*envs.metrics]], global_step)
             rows = rows.assign(global_step=global_step, acting=acting)[["global_step", "acting", *rows]]
             first = acting == "own" if args.eval_only else not self.csv.stat().st_size
             rows.to_csv(self.csv, mode="w" if first else "a", header=first, index=False)

@@ -14,8 +14,8 @@ import numpy as np
 import tyro
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from matplotlib.collections import LineCollection
+from run import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark" / "results"
 sys.path.insert(0, str(ROOT))
 matplotlib.use("Agg")

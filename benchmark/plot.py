@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,11 +90,11 @@ def settings(record: dict) -> dict:
     return {"script": record["script"]} | args
 
 
-def label(setting: dict, settings: Sequence[dict]) -> str:
-    """The flags in which settings differ; the script, if in none."""
+def label(setting: dict, others: Sequence[dict]) -> str:
+    """The flags of a setting in which others differ from it or each other; the script, if in none."""
     flags = []
     for name, value in setting.items():
-        if len({str(other[name]) for other in settings if name in other}) > 1:
+        if len({str(other[name]) for other in others if name in other}) > 1:
             flag = f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
             text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
             flags += [text] if name == "script" else [flag] if isinstance(value, bool) else [flag, text]
@@ -102,7 +103,7 @@ def label(setting: dict, settings: Sequence[dict]) -> str:
 
 def own_share(rows: pd.DataFrame) -> np.ndarray:
     """The share of a task's steps in which its own policy acted, for every row."""
-    acted = rows.filter(like="acted/")
+    acted = rows.filter(regex="^acted/")
     return acted.to_numpy()[np.arange(len(rows)), acted.columns.get_indexer("acted/" + rows["task"])]
 
 
@@ -215,9 +216,13 @@ def draw_mixtures(title: str, rows: pd.DataFrame) -> plt.Figure | None:
 def plot_runs(folders: Sequence[Path], output: Path) -> None:
     """Pictures for every environment among the runs."""
     output.mkdir(parents=True, exist_ok=True)
+    names = Counter()
     for (env_id, *tasks), rows in read_lines(folders).items():
-        title, path = env_id, output / f"plots-{env_id.replace(':', '-')}.png"
-        skipped = {"global_step", "acting", "task", "episodic_length", "seed", "line", *rows.filter(like="acted/")}
+        name = f"plots-{env_id.replace(':', '-')}"
+        names[name] += 1
+        other_tasks = f"-{names[name]}" if names[name] > 1 else ""  # of the same environment, which has changed
+        title, path = env_id, output / f"{name}{other_tasks}.png"
+        skipped = {"global_step", "acting", "task", "episodic_length", "seed", "line", *rows.filter(regex="^acted/")}
         columns, lines = [name for name in rows if name not in skipped], rows["line"].unique()
         title += f", {lines[0]}" * (len(lines) == 1)
         if mixtures := draw_mixtures(title, rows):
@@ -272,9 +277,10 @@ def gather(folders: Sequence[Path]) -> None:
 def merge(path: Path, new: list[pd.DataFrame], key: list[str]) -> None:
     """Put rows of runs into a CSV file, in place of those of the same runs, unless these had got further."""
     parts = [*([pd.read_csv(path, **CSV)] if path.exists() else []), *new]
-    rows = pd.concat([part.assign(rank=k / len(parts)) for k, part in enumerate(parts)])
-    rows["rank"] += rows.groupby([*key, "rank"])["global_step"].transform("max")
-    rows = rows[rows["rank"] == rows.groupby(key)["rank"].transform("max")].drop(columns="rank")
+    rows = pd.concat(dict(enumerate(parts)), names=["part"]).reset_index("part")
+    ends = rows.groupby([*key, "part"], as_index=False)["global_step"].max()
+    kept = ends.sort_values(["global_step", "part"]).drop_duplicates(key, keep="last")
+    rows = rows.merge(kept[[*key, "part"]]).drop(columns="part")
     path.parent.mkdir(parents=True, exist_ok=True)
     rows.sort_values(key, kind="stable").to_csv(path, index=False, float_format="%.5g")
 

@@ -12,12 +12,14 @@ code is 1 if one kept failing. Needs requirements-benchmark.txt.
 """
 
 import itertools
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -154,17 +156,19 @@ class Args:
     """print the commands only"""
 
 
-def command(env_id: str, script: str, method: str, seed: int, budget: str = "laptop", more: str = "") -> list[str]:
-    """A run's command as a list, as a user would type it."""
+def command(
+    env_id: str, script: str, method: str, seed: int, budget: str = "laptop", more: Sequence[str] = ()
+) -> list[str]:
+    """A run's command, word by word, as a user would type it."""
     line = f"python {script}.py --env-id {env_id} --seed {seed}"
     if setting := SETTINGS.get(env_id):
         line += f" --total-timesteps {getattr(setting, budget)} {setting.flags}"
         line += f" {setting.shared if script == 'qmp_mtsac' else setting.separate}"
         line += f" {setting.switch if method.startswith('qmp') else ''}"
-    return f"{line} {METHODS[method]} {more}".split()
+    return [*f"{line} {METHODS[method]}".split(), *more]
 
 
-def matrix(args: Args, more: str = "") -> dict[Path, list[str]]:
+def matrix(args: Args, more: Sequence[str] = ()) -> dict[Path, list[str]]:
     """Folder and command of every run, seed by seed, so that early results compare everything."""
     runs = {}
     for seed, env_id, script, method in itertools.product(args.seeds, args.env_ids, args.scripts, args.methods):
@@ -184,22 +188,23 @@ def finished(folder: Path, command: list[str]) -> bool:
     """Whether a run has been finished with this command."""
     log = log_of(folder)
     started = [line for line in log if line.startswith("$ ")]
-    return bool(started) and started[-1] == " ".join(["$", *command]) and log[-1].startswith("exit code 0 ")
+    return bool(started) and started[-1] == f"$ {shlex.join(command)}" and log[-1].startswith("exit code 0 ")
 
 
 def execute(folder: Path, command: list[str]) -> str:
     """Train to the end, from the checkpoint if there is one. Returns the last lines of the log if that failed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(ATTEMPTS):
-        resume = (folder / "checkpoint.pt").exists()
+        resume = False
         if folder.exists():
             with FileLock(folder / "running.lock"):  # a training may have outlived the worker that started it
+                resume = (folder / "checkpoint.pt").exists()
                 if not resume:
                     shutil.rmtree(folder)
         where = ["--resume" if resume else "--run-dir", str(folder)]
         start = time.time()
         with open(f"{folder}.log", "a" if resume else "w") as log:
-            print("$", *command, file=log, flush=True)
+            print("$", shlex.join(command), file=log, flush=True)
             output = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
             process = subprocess.Popen([sys.executable, *command[1:], *where], cwd=ROOT, **output)
             try:
@@ -224,12 +229,12 @@ def main(args: Args, more: list[str]) -> int:
     if switch and without:
         print(f"run.py: error: {switch[0]} is of methods with a switch, not of {without[0]}", file=sys.stderr)
         return 2
-    runs = matrix(args, " ".join(more))
+    runs = matrix(args, more)
     if not runs:
         print(f"run.py: error: {', '.join(args.methods)} is not of {', '.join(args.scripts)}", file=sys.stderr)
         return 2
     if args.print:
-        print("\n".join(" ".join(command) for command in runs.values()))
+        print("\n".join(map(shlex.join, runs.values())))
         return 0
     waiting = {folder: command for folder, command in runs.items() if not finished(folder, command)}
     print(f"{len(runs)} runs in {args.runs}, {len(runs) - len(waiting)} of them finished before", flush=True)

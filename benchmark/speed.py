@@ -11,7 +11,6 @@ trained as in benchmark/run.py, tasks without one by the defaults.
 """
 
 import copy
-import ctypes
 import itertools
 import os
 import sys
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(ROOT))
 import qmp_sac  # noqa: E402
-from envs import make_vec  # noqa: E402
+from envs import keep_freed_memory, make_vec  # noqa: E402
 
 
 @dataclass
@@ -150,8 +149,7 @@ def parts(envs, N: int, args: qmp_sac.Args, device: torch.device) -> dict[str, C
 def main(args: Args) -> pd.DataFrame:
     """Measure everything. Returns the table that is printed."""
     torch.set_num_threads(1)
-    for option, value in ((-3, 2**25), (-1, 2**31 - 1)):  # glibc keeps memory, as in the scripts
-        getattr(ctypes.CDLL(None), "mallopt", max)(option, value)
+    keep_freed_memory()  # as in the scripts
     device, rows = torch.device("cuda" if args.cuda else "cpu"), []
     columns = ["qmp", "base", "plain", *["compiled"] * args.compile]
     for case, B in [*((env_id, None) for env_id in args.env_ids), *itertools.product(args.tasks, args.batch_sizes)]:

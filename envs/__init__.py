@@ -22,7 +22,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from envs import pointreach
 from envs.custom import make_custom
-from envs.memory import allocate
+from envs.memory import allocate, keep_freed_memory
 from envs.multi_task import MultiTaskEnv, evaluate, format_table
 
 # MuJoCo refuses to be imported if this names a back end that it does not know; `choose_opengl` tells, where it matters.
@@ -33,7 +33,16 @@ finally:
     if _MUJOCO_GL is not None:
         os.environ["MUJOCO_GL"] = _MUJOCO_GL
 
-__all__ = ["TASKS", "MultiTaskEnv", "allocate", "choose_opengl", "evaluate", "format_table", "make_vec"]
+__all__ = [
+    "TASKS",
+    "MultiTaskEnv",
+    "allocate",
+    "choose_opengl",
+    "evaluate",
+    "format_table",
+    "keep_freed_memory",
+    "make_vec",
+]
 
 
 class _Family(NamedTuple):
@@ -108,7 +117,8 @@ def make_vec(
     - With `render_mode="rgb_array"`, pictures of one size, uint8 [H, W, 3].
 
     Its `metadata` may have "tasks", their names; "metrics", names in info besides "success", in every last step too;
-    and "attributes": ("acting_policy",), if this attribute of the tasks is to be set in every step of a video.
+    and "attributes": ("acting_policy",), if this attribute, which the tasks must have, is to be set in every step of a
+    video.
 
     Raises:
         gymnasium.error.Error: unknown `env_id`, an environment that breaks this contract, no OpenGL to render with.
@@ -139,13 +149,9 @@ def make_vec(
     kwargs = {**family.kwargs, "render_mode": render_mode}
     if evaluation and family.entry_point == "envs.meta_world:MetaWorld":
         kwargs["evaluation"] = True
-    spec = gym.envs.registration.EnvSpec(
-        env_id if env_id in _FAMILIES else "MetaWorld-v3",
-        family.entry_point,
-        max_episode_steps=family.max_episode_steps,
-        disable_env_checker=True,
-    )
-    thunks = [functools.partial(gym.make, spec, task=i, **kwargs) for i in range(len(family.tasks))]
+    name = f"envs:qmp/{env_id if env_id in _FAMILIES else 'MetaWorldMT50-v3'}"  # with other tasks, by `kwargs`
+    make = functools.partial(gym.make, name, disable_env_checker=True, **kwargs)
+    thunks = [functools.partial(make, task=i) for i in range(len(family.tasks))]
     vec = _VECTORIZATIONS[vectorization](thunks, autoreset_mode=AutoresetMode.SAME_STEP)
     return MultiTaskEnv(vec, family.tasks, seed, family.min_rewards)
 

@@ -122,8 +122,8 @@ def keep_infos(vec: VectorEnv, names: tuple[str, ...]) -> None:
 
 def _add_info(base: VectorEnv, names: tuple[str, ...], infos: dict, info: dict, i: int) -> dict:
     """Add the info of task `i` to `infos`, as Gymnasium's method of this name does, with floats."""
-    told = {name: np.asarray(info[name]) for name in names if name in info}
-    floats = {name: float(x) for name, x in told.items() if x.shape == () and x.dtype.kind in "biuf"}
+    values = {name: np.asarray(info[name]) for name in names if name in info}
+    floats = {name: float(x) for name, x in values.items() if x.shape == () and x.dtype.kind in "biuf"}
     return type(base)._add_info(base, infos, {**info, **floats}, i)
 
 

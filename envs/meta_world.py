@@ -48,8 +48,6 @@ models, 20 MB each, which cannot be shared: Meta-World moves their bodies at eac
 [1] Yu et al., Meta-World, CoRL 2019, arXiv 1910.10897. [2] McLean et al., Meta-World+, 2025, arXiv 2505.11289.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import pickle

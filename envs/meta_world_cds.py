@@ -45,12 +45,12 @@ What differs from the authors' code [3], which has the same scene, places and st
 - Meta-World 3 instead of 2.
 - Every reset draws a new place with the environment's own generator. There, fifty places are drawn at the start.
 - The observation holds neither the one before nor a task id.
+Meta-World 3 clips observations to boxes; here they are not, as the goals of the door's tasks and the hand's start in
+door-close lie outside.
 
 [1] Yu et al., Meta-World, CoRL 2019, arXiv 1910.10897. [2] Yu et al., Conservative Data Sharing, NeurIPS 2021, arXiv
 2109.08128. [3] clvrai/qmp, `environments/metaworld/metaworld_cds.py`.
 """
-
-from __future__ import annotations
 
 import copy
 import functools

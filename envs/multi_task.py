@@ -28,7 +28,7 @@ class MultiTaskEnv(VectorWrapper):
 
     - `tasks` are their names, `metrics` the names of the statistics of an episode, `episode_lengths` [N] the steps of
       the current episodes; `min_rewards` [N] are the lowest rewards of a step, None if unknown; `has_success` is
-      whether any task has told it so far.
+      whether any task has reported it so far.
     - Each task is seeded with its own child of `numpy.random.SeedSequence(seed)`. (Gymnasium seeds task i with
       seed + i, so that task 1 of seed 1 repeats task 0 of seed 2.) Python's and NumPy's global generators are seeded
       too, and in the processes of an `AsyncVectorEnv` PyTorch's, which here is that of training. `first_seed` is that
@@ -39,7 +39,7 @@ class MultiTaskEnv(VectorWrapper):
       there.
     - Where episodes end, `infos["episode"]` holds `metrics`, each [N]. Of success and of the environment's own metrics
       the highest value in the episode counts, so that success means success at any step, as in Meta-World. Success is
-      NaN if the environment does not tell it.
+      NaN if the environment does not report it.
 
     Raises:
         gymnasium.error.Error: the environment breaks the contract of `envs.make_vec`.
@@ -59,9 +59,9 @@ class MultiTaskEnv(VectorWrapper):
         self._scaled = bool(np.any(self._low != -1) or np.any(self._high != 1))
         self.single_action_space = gym.spaces.Box(-1.0, 1.0, space.shape, space.dtype)
         self.action_space = gym.vector.utils.batch_space(self.single_action_space, self.num_envs)
-        # Left to itself, AsyncVectorEnv ends its processes while they listen, and each complains at length. In this
-        # process there is nothing to close at its end, and OpenGL is gone by then.
-        weakref.finalize(self, _close, env).atexit = isinstance(self.unwrapped, AsyncVectorEnv)
+        # At Python's exit only processes need to be closed; a viewer cannot be, because OpenGL is gone by then.
+        finalizer = weakref.finalize(self, _close, env)
+        finalizer.atexit = isinstance(self.unwrapped, AsyncVectorEnv)
 
     def reset(self, *, seed: int | Sequence[int] | None = None, options: dict | None = None):
         """Start new episodes. Returns (obs [N, O], infos).
@@ -75,7 +75,7 @@ class MultiTaskEnv(VectorWrapper):
             seed = children if isinstance(self.unwrapped, SyncVectorEnv | AsyncVectorEnv) else children[0]
         with self._explain_errors():
             if seed is not None and isinstance(self.unwrapped, AsyncVectorEnv):
-                self.unwrapped.set_attr("_seeds_of_generators", [_Generators(child) for child in seed])
+                self.unwrapped.set_attr("_seeds_of_generators", [_SeedWhenUnpickled(child) for child in seed])
             obs, infos = self.env.reset(seed=seed, options=options)
         self.episode_lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._returns = np.zeros(self.num_envs)
@@ -99,12 +99,12 @@ class MultiTaskEnv(VectorWrapper):
 
         self.episode_lengths += 1
         self._returns += rewards
-        told = np.array([self._values(name, dones, infos) for name in self._info_names])  # [names, N]
-        np.maximum(self._highest, told, out=self._highest)
-        self.has_success |= bool((told[0] > -np.inf).any())
-        infos["succeeded"] = told[0] == 1
+        reported = np.array([self._values(name, dones, infos) for name in self._info_names])  # [names, N]
+        np.maximum(self._highest, reported, out=self._highest)
+        self.has_success |= bool((reported[0] > -np.inf).any())
+        infos["succeeded"] = reported[0] == 1
         if len(ended):
-            for name, values in zip(self._info_names, told, strict=True):
+            for name, values in zip(self._info_names, reported, strict=True):
                 for i in ended[np.isinf(values[ended])]:
                     self._missing.setdefault(name, self.tasks[i])
             success, *others = np.where(np.isinf(self._highest), np.nan, self._highest)
@@ -193,12 +193,15 @@ class MultiTaskEnv(VectorWrapper):
     def _values(self, name: str, dones: np.ndarray, infos: dict) -> np.ndarray:
         """infos[name] of every task [N], of the last step where an episode ended; -inf where it is missing."""
         values = np.full(self.num_envs, -np.inf)
-        for part, tasks in ((infos, ~dones), (infos.get("final_info", infos), dones))[: 1 + dones.any()]:
+        parts = [(infos, ~dones)]
+        if dones.any():
+            parts.append((infos.get("final_info", infos), dones))
+        for part, tasks in parts:
             if not isinstance(part, dict):
                 raise gym.error.Error(f"infos['final_info'] must be a dict, not {type(part).__name__}")
             if name in part:
-                told = tasks & np.asarray(part.get(f"_{name}", True), dtype=bool)
-                values[told] = self._numbers(f"info[{name!r}]", part[name], among=told)[told]
+                has_value = tasks & np.asarray(part.get(f"_{name}", True), dtype=bool)
+                values[has_value] = self._numbers(f"info[{name!r}]", part[name], among=has_value)[has_value]
         return values
 
 
@@ -223,8 +226,8 @@ def _seed_worker(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-class _Generators:
-    """Seeds the global generators of the process that it is sent to, where unpickling it makes None."""
+class _SeedWhenUnpickled:
+    """Pickled as a call of `_seed_worker`: the process that it is sent to seeds its global generators."""
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -305,7 +308,7 @@ def evaluate(
 def format_table(rows: pd.DataFrame) -> str:
     """Task, success, return and share of the task's own policy, from rows of `evaluate`, with their means last."""
     table = rows[["task", "success_rate", "episodic_return"]].assign(
-        own_policy=rows.filter(like="acted/").to_numpy().diagonal()
+        own_policy=rows.filter(regex="^acted/").to_numpy().diagonal()
     )
     table.loc[len(table)] = ["mean", *table.iloc[:, 1:].mean()]
     table.columns = ["task", "success", "return", "own policy"]

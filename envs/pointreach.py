@@ -15,7 +15,7 @@ Action, float32 in [-1, 1], shape (2,): the move along x (east) and y (north), i
 Observation, float32, shape (2,): the position (x, y). The goal is not observed: each policy learns its own.
 Reward: minus the distance to the goal in steps (distance / STEP); in the sparse task 10 in the disc, -1 elsewhere.
 Success: within 0.25 of the goal, the sparse task's disc, at any step of the episode.
-Minimum reward: -48.1 in the corners, -39.5 on the edges, -1 in the sparse task.
+Minimum reward: -48.1 in the corners, -39.5 on the edges, -1 in the sparse task; for UDS -50 and -1.
 Start: (0, 0), each coordinate with uniform noise of +-0.05. Episodes never terminate; registration limits them to 50
 steps.
 

@@ -110,11 +110,12 @@ def benchmark(tmp_path, *flags):
 
 def test_prints_commands_and_leaves_out_what_is_not(tmp_path):
     flags = "--env-ids a.b:c --scripts qmp_sac qmp_mtsac --methods fully-shared qmp --hidden-sizes 8 9 --print".split()
-    output, _ = benchmark(tmp_path, *flags).communicate()
+    output, _ = benchmark(tmp_path, *flags, "--wandb-project-name", "my project").communicate()
+    more = "--hidden-sizes 8 9 --wandb-project-name 'my project'"
     assert output.splitlines() == [
-        "python qmp_sac.py --env-id a.b:c --seed 1 --hidden-sizes 8 9",
-        "python qmp_mtsac.py --env-id a.b:c --seed 1 --no-qmp --fully-shared --hidden-sizes 8 9",
-        "python qmp_mtsac.py --env-id a.b:c --seed 1 --hidden-sizes 8 9",
+        f"python qmp_sac.py --env-id a.b:c --seed 1 {more}",
+        f"python qmp_mtsac.py --env-id a.b:c --seed 1 --no-qmp --fully-shared {more}",
+        f"python qmp_mtsac.py --env-id a.b:c --seed 1 {more}",
     ]
     assert not list(tmp_path.iterdir())
 
@@ -195,6 +196,23 @@ def test_a_killed_run_is_tried_again_from_its_checkpoint(tmp_path, monkeypatch):
     assert words()[2:] == ["--resume save-die"] * run.ATTEMPTS and not plan.read_text()
     plan.write_text("refuse finish")  # what a script refuses it will refuse again
     assert "exit code 2" in run.execute(folder, command) and plan.read_text() == "finish"
+
+
+def test_a_training_that_outlived_its_worker_is_gone_on_with(tmp_path, monkeypatch):
+    """It holds the folder while it trains, and leaves a checkpoint; before it had none."""
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    (tmp_path / "planned.py").write_text(PLANNED)
+    (tmp_path / "plan").write_text("finish")
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    class OfTheOther(run.FileLock):
+        def __enter__(self):
+            (folder / "checkpoint.pt").touch()
+            return super().__enter__()
+
+    monkeypatch.setattr(run, "FileLock", OfTheOther)
+    assert run.execute(folder, ["python", "planned.py"]) == "" and "--resume finish" in run.log_of(folder)
 
 
 def make_run(folder, success, seed=1, tasks=("a", "b"), script="qmp_sac", env_id="PointReach-v0", **args):
@@ -294,6 +312,14 @@ def test_runs_that_differ_by_their_seed_are_one_line(tmp_path, figures):
     ends = [y for x, y in vertices if x == 300]
     assert min(ends) < 0.2 and max(ends) > 0.8  # the mean of resamples is 0, or 1, once in 27 times
     assert len([axes for axes in figures["plots-PointReach-v0-who-acted.png"].axes if axes.get_title()]) == 4
+
+
+def test_an_environment_whose_tasks_have_changed_has_a_picture_more(tmp_path, figures):
+    make_run(tmp_path / "old", [0, 1])
+    make_run(tmp_path / "new", [0, 1], tasks=("a", "b", "c"))
+    plot.main(plot.Args(runs=(tmp_path,)))
+    tasks = [len(figures[f"plots-PointReach-v0{more}-who-acted.png"].axes[0].get_xticklabels()) for more in ("", "-2")]
+    assert sorted(tasks) == [2, 3] and {"plots-PointReach-v0.png", "plots-PointReach-v0-2.png"} < set(figures)
 
 
 def test_lines_are_named_by_the_flags_in_which_they_differ():

@@ -34,6 +34,7 @@ class Counter(gym.Env):
     observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    acting_policy = None
 
     def __init__(self, length=3, render_mode=None, **changes):
         self.length, self.render_mode, self.changes, self.acted = length, render_mode, changes, []
@@ -55,7 +56,7 @@ class Counter(gym.Env):
 
     def render(self):
         """A picture whose brightness is ten times the number of steps."""
-        self.acted.append(getattr(self, "acting_policy", None))
+        self.acted.append(self.acting_policy)
         return np.full((64, 64, 3), 10 * self.steps, np.uint8)
 
 
@@ -724,8 +725,8 @@ def test_an_episode_that_never_ends(monkeypatch):
 
 def test_table():
     rows = pd.DataFrame(
-        [[7, "own", "left", 1.0, -3.14159, 5.0, 0.25, 0.75], [7, "own", "right", 0.5, 100.0, 5.0, np.nan, np.nan]],
-        columns="global_step acting task success_rate episodic_return episodic_length acted/left acted/right".split(),
+        [["left", 1.0, -3.14159, 0.1, 0.25, 0.75], ["right", 0.5, 100.0, 0.4, np.nan, np.nan]],
+        columns="task success_rate episodic_return contacted/wall acted/left acted/right".split(),
     )
     assert [line.split() for line in envs.format_table(rows).splitlines()] == [
         ["task", "success", "return", "own", "policy"],
@@ -772,7 +773,8 @@ def test_a_video_shows_the_first_episode_of_every_task_and_who_acts(cls, tmp_pat
 
 @both_kinds
 def test_tasks_that_draw_who_acts_are_told(cls, tmp_path):
-    tasks = [lambda: Counter(4, render_mode="rgb_array")] * 2
+    """Also through wrappers, if they have the attribute."""
+    tasks = [lambda: wrappers.TimeLimit(Counter(4, render_mode="rgb_array"), 9)] * 2
     turns = [[0, 1], [1, 0], [1, 1], [0, 0]]
     told = make_tasks(*tasks, cls=cls, metadata={"attributes": ("acting_policy",)}, render_mode="rgb_array")
     others = make_tasks(*tasks, cls=cls, render_mode="rgb_array")

@@ -495,7 +495,8 @@ BAD_FLAGS = {  # of qmp_sac.py, or of the script that is named first
     "qmp_dnc --distill-steps 0": "--distill-steps must be above 0",
     "qmp_dnc --distill-period -1": "--distill-period must be at least 0",
     "qmp_uds --sharing-quantile 1.1": "--sharing-quantile must be at least 0, up to 1",
-    "qmp_uds --min-reward nan": "--min-reward must be",
+    "qmp_uds --min-reward=-inf": "--min-reward must be a finite number",
+    "qmp_uds --min-reward nan": "--min-reward must be a finite number",
 }
 
 
