@@ -159,13 +159,17 @@ class Args:
 def command(
     env_id: str, script: str, method: str, seed: int, budget: str = "laptop", more: Sequence[str] = ()
 ) -> list[str]:
-    """A run's command, word by word, as a user would type it."""
+    """A run's command, word by word, as a user would type it; flags in `more` replace those of the tables."""
     line = f"python {script}.py --env-id {env_id} --seed {seed}"
     if setting := SETTINGS.get(env_id):
         line += f" --total-timesteps {getattr(setting, budget)} {setting.flags}"
         line += f" {setting.shared if script == 'qmp_mtsac' else setting.separate}"
         line += f" {setting.switch if method.startswith('qmp') else ''}"
-    return [*f"{line} {METHODS[method]}".split(), *more]
+    words, kept = [], True
+    for word in f"{line} {METHODS[method]}".split():
+        kept = word not in more if word.startswith("--") else kept  # with its values
+        words += [word] * kept
+    return [*words, *more]
 
 
 def matrix(args: Args, more: Sequence[str] = ()) -> dict[Path, list[str]]:

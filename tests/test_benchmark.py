@@ -120,6 +120,16 @@ def test_prints_commands_and_leaves_out_what_is_not(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_flags_given_replace_those_of_the_tables():
+    found = " ".join(
+        run.command("Maze-v0", "qmp_mtsac", "base", 1, more=["--total-timesteps", "9", "--buffer-size", "8"])
+    )
+    assert found == (
+        "python qmp_mtsac.py --env-id Maze-v0 --seed 1 --eval-episodes 10 --eval-frequency 50_000 --batch-size 26 "
+        "--train-frequency 3 --gradient-steps 5 --learning-starts 3_000 --no-qmp --total-timesteps 9 --buffer-size 8"
+    )
+
+
 def test_failures_are_shown_and_the_rest_is_finished_once(tmp_path):
     flags = ["--scripts", "qmp_sac", "qmp_mtsac", "--methods", "base", *TINY, "--pcgrad"]  # which qmp_sac.py lacks
     process = benchmark(tmp_path, *flags)
