@@ -132,8 +132,9 @@ class Args:
         shares = ("gamma", "tau", "own_policy_prob", "sharing_quantile")
         for name, value in vars(self).items():
             pos, high = name not in may_be_0.split(), 1 if name in shares else 1e18
-            number = type(value) in (int, float) and name != "min_reward"
-            numbers = value if type(value) is tuple else [value] if number else [1]
+            if name == "min_reward":  # may be negative
+                continue
+            numbers = value if type(value) is tuple else [value] if type(value) in (int, float) else [1]
             if not (numbers and all(0 <= x <= high and (x or not pos) for x in numbers)):
                 raise ValueError(f"--{name.replace('_', '-')} must be {'above' if pos else 'at least'} 0, up to {high}")
             if not self.qmp and name.startswith(("switch_", "own_policy_")) and value != getattr(Args, name):
