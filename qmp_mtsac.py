@@ -270,7 +270,7 @@ class Mixture:
                 chosen = torch.multinomial((scores / temperature).softmax(1), 1).squeeze(1)
             skip = torch.rand(len(tasks), device=tasks.device) < self.own_policy_prob  # [N]
             due = torch.as_tensor(episode_lengths % args.switch_period == 0, device=tasks.device)  # [N]
-            self.policies = torch.where(due, torch.where(skip, tasks, chosen), self.policies)  # [N]
+            self.policies = torch.where(due, torch.where(skip, tasks, chosen), self.policies)  # task i's own is i
             self.totals[:, -1] += scores[tasks, self.policies] - scores.diagonal()
             mean, log_std = mean[self.policies, tasks], log_std[self.policies, tasks]  # [N, A]
         self.totals[tasks, self.policies] += 1

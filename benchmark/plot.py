@@ -91,7 +91,7 @@ def settings(record: dict) -> dict:
 
 
 def label(setting: dict, others: Sequence[dict]) -> str:
-    """The flags of a setting in which others differ from it or each other; the script, if in none."""
+    """The flags of a setting in which those of all lines, `others`, differ; the script, if in none."""
     flags = []
     for name, value in setting.items():
         if len({str(other[name]) for other in others if name in other}) > 1:

@@ -1,4 +1,4 @@
-"""Tensors as large as memory allows: that of the machine, of a container, or of a GPU."""
+"""Tensors as large as the memory of the machine, of a container or of a GPU allows, and how freed memory is kept."""
 
 import ctypes
 import itertools

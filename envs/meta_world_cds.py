@@ -45,6 +45,7 @@ What differs from the authors' code [3], which has the same scene, places and st
 - Meta-World 3 instead of 2.
 - Every reset draws a new place with the environment's own generator. There, fifty places are drawn at the start.
 - The observation holds neither the one before nor a task id.
+
 Meta-World 3 clips observations to boxes; here they are not, as the goals of the door's tasks and the hand's start in
 door-close lie outside.
 
