@@ -107,7 +107,7 @@ class Args:
     """tune each task's alpha to the target entropy -A"""
     hidden_sizes: tuple[int, ...] = (256, 256)
     """units of each hidden layer"""
-    kl_coef: float = 0.001
+    kl_coef: float = 0.01
     """beta, the weight of the divergences between policies; 0 is No-Sharing"""
     distill_period: Steps = 0
     """steps between distillations of all policies into one, from which all go on; 0 means never"""

@@ -51,7 +51,7 @@ class Setting:
 
 
 # The hyper-parameters of the authors' program (clvrai/qmp at 278a76b), as tests/test_benchmark.py derives them. Its
-# coefficient of qmp_dnc.py's divergences is 0, which is qmp_sac.py, and the paper names none: here 0.001, the default.
+# coefficient of qmp_dnc.py's divergences is 0, which is qmp_sac.py, and the paper names none: here 0.01, the default.
 SETTINGS = {
     # Ours: 8,000 steps of every task, of which 400 are random.
     "PointReach2-v0": Setting("16_000", "16_000", "--learning-starts 800 --eval-episodes 10"),
