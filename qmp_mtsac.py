@@ -110,6 +110,8 @@ class Args:
     """project conflicting gradients of the tasks in the shared trunks (PCGrad)"""
     fully_shared: bool = False
     """one head and one alpha for all tasks, which are not told apart ("Fully-Shared-Behaviors"); needs --no-qmp"""
+    double_tanh: bool = False
+    """squash the means twice in training, and with --no-qmp in collecting, as the authors' code does"""
     qmp: bool = True
     """act with the Q-switch mixture; --no-qmp is the base method alone"""
     switch_samples: int = 0
@@ -176,12 +178,13 @@ class Actor(nn.Module):
         self.N, self.trunk = N, nn.Sequential(stacked_mlp(1, O, *hidden_sizes), nn.ReLU())
         self.heads = StackedLinear(heads, hidden_sizes[-1], 2 * A)
 
-    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, obs: Tensor, double_tanh: bool = False) -> tuple[Tensor, Tensor]:
         """obs [N, B, O], or [1, B, O] for all policies in the same states -> two of [N, B, A]."""
         features = self.trunk(obs.reshape(1, -1, obs.shape[-1]))  # [1, N B, hidden]
         if len(self.heads.weight) > 1:
             features = features.view(*obs.shape[:2], -1).expand(self.N, -1, -1)  # [N, B, hidden]
         mean, log_std = self.heads(features).view(-1, obs.shape[1], self.heads.bias.shape[-1]).chunk(2, dim=-1)
+        mean = torch.tanh(mean) if double_tanh else mean
         return mean.expand(self.N, -1, -1), log_std.clamp(-20, 2).expand(self.N, -1, -1)
 
 
@@ -259,7 +262,8 @@ class Mixture:
         agent, args, tasks = self.agent, self.args, self.tasks
         obs = torch.as_tensor(obs, dtype=torch.float32, device=tasks.device)
         if self.own_policy_prob == 1:
-            mean, log_std = (x.squeeze(1) for x in agent.actor(obs.unsqueeze(1)))  # [N, A]
+            twice = args.double_tanh and not self.mean_actions
+            mean, log_std = (x.squeeze(1) for x in agent.actor(obs.unsqueeze(1), twice))  # [N, A]
         else:
             mean, log_std = agent.actor(obs.unsqueeze(0))  # [P, N, A], every policy in the state of every task
             alpha = agent.log_alpha.exp() if args.switch_entropy else None
@@ -346,14 +350,14 @@ def update(agent: Agent, optimizers: dict, data: Batch, args: Args) -> dict[str,
     alpha = agent.log_alpha.detach().exp().expand(len(data.obs))[:, None]  # [N, 1]
     # critics: towards r + gamma (1 - terminated) (min target-Q - alpha log pi)
     with torch.no_grad():
-        next_actions, next_log_prob = squash(*agent.actor(data.next_obs), noise[0])
+        next_actions, next_log_prob = squash(*agent.actor(data.next_obs, args.double_tanh), noise[0])
         min_qf_next_target = agent.qf_target(data.next_obs, next_actions).amin(0) - alpha * next_log_prob
         next_q_value = data.rewards + args.gamma * (1 - data.terminations) * min_qf_next_target  # [N, B]
     qf_values = agent.qf(data.obs, data.actions)  # [2, N, B]
     qf_losses = (qf_values - next_q_value).square().mean(-1)  # [2, N]
     step_optimizer(optimizers["q"], qf_losses, agent.qf.trunk if args.pcgrad else None)
     # policies: down alpha log pi - min Q
-    actions, log_prob = squash(*agent.actor(data.obs), noise[1])
+    actions, log_prob = squash(*agent.actor(data.obs, args.double_tanh), noise[1])
     actor_loss = (alpha * log_prob - agent.qf(data.obs, actions).amin(0)).mean(-1)  # [N]
     step_optimizer(optimizers["actor"], actor_loss.unsqueeze(0), agent.actor.trunk if args.pcgrad else None)
     # temperatures: towards the target entropy -A

@@ -122,10 +122,13 @@ METHODS = {
     "qmp-uniform-own-60": "--switch-rule uniform --own-policy-prob 0.6",
     "qmp-softmax": "--switch-rule softmax",
     "fully-shared": "--no-qmp --fully-shared",
+    "base-double-tanh": "--no-qmp --double-tanh",
+    "qmp-double-tanh": "--double-tanh",
     "base-quantile-90": "--no-qmp --sharing-quantile 0.9",
     "qmp-quantile-90": "--sharing-quantile 0.9",
 }
-ONLY = {"fully-shared": "qmp_mtsac", "base-quantile-90": "qmp_uds", "qmp-quantile-90": "qmp_uds"}  # of one script
+ONLY = dict.fromkeys(("fully-shared", "base-double-tanh", "qmp-double-tanh"), "qmp_mtsac")  # of one script
+ONLY |= dict.fromkeys(("base-quantile-90", "qmp-quantile-90"), "qmp_uds")
 Script = Literal["qmp_sac", "qmp_mtsac", "qmp_dnc", "qmp_uds"]
 
 
@@ -138,8 +141,8 @@ class Args:
     scripts: list[Script] = field(default_factory=lambda: list(Script.__args__))
     """base methods"""
     methods: list[Literal[tuple(METHODS)]] = field(default_factory=lambda: ["base", "qmp"])
-    """the base method alone, QMP by default, variants of its switch; fully-shared is of qmp_mtsac only, those
-    with a quantile are of qmp_uds"""
+    """the base method alone, QMP by default, variants of its switch; fully-shared and those with a double tanh are of
+    qmp_mtsac only, those with a quantile of qmp_uds"""
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     """seeds"""
     budget: Literal["laptop", "paper"] = "laptop"

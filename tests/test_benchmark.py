@@ -97,6 +97,8 @@ def test_methods_mean_what_they_say():
         "qmp-uniform-own-60": {"switch_rule": "uniform", "own_policy_prob": 0.6},
         "qmp-softmax": {"switch_rule": "softmax"},
         "fully-shared": {"qmp": False, "fully_shared": True},
+        "base-double-tanh": {"qmp": False, "double_tanh": True},
+        "qmp-double-tanh": {"double_tanh": True},
         "base-quantile-90": {"qmp": False, "sharing_quantile": 0.9},
         "qmp-quantile-90": {"sharing_quantile": 0.9},
     }

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import qmp_mtsac
 import qmp_sac
-from qmp_mtsac import Actor, Agent, Args, Batch, Critic, project_conflicts, step_optimizer, update
+from qmp_mtsac import Actor, Agent, Args, Batch, Critic, Mixture, project_conflicts, step_optimizer, update
 
 N, B, O, A, HIDDEN = 3, 6, 4, 2, (16, 8)
 F64 = torch.float64
@@ -70,13 +70,29 @@ def batch():
     return Batch(*(torch.randn(*shape, dtype=F64).tanh() for shape in shapes), (torch.rand(N, B) < 0.2).double())
 
 
+class TwiceSquashed(nn.Module):
+    """A policy whose mean is tanh of another's."""
+
+    def __init__(self, actor):
+        super().__init__()
+        self.actor, self.N = actor, actor.N
+
+    def forward(self, obs):
+        mean, log_std = self.actor(obs)
+        return mean.tanh(), log_std
+
+
 @pytest.mark.parametrize("fully_shared", [False, True])
-def test_an_update_is_that_of_sac_with_these_networks(make_learner, fully_shared):
+@pytest.mark.parametrize("double_tanh", [False, True])
+def test_an_update_is_that_of_sac_with_these_networks(make_learner, fully_shared, double_tanh):
     """All tasks' losses together move what they share, temperatures too."""
-    args, learners = Args(hidden_sizes=HIDDEN, fully_shared=fully_shared, qmp=not fully_shared), []
+    args = Args(hidden_sizes=HIDDEN, fully_shared=fully_shared, qmp=not fully_shared, double_tanh=double_tanh)
+    learners = []
     for _ in range(2):
         torch.manual_seed(0)
         learners.append(make_learner(qmp_mtsac, N, O, A, args))
+    if double_tanh:
+        learners[1][0].actor = TwiceSquashed(learners[1][0].actor)
     for _ in range(20):
         data, generator = batch(), torch.get_rng_state()
         info = update(*learners[0], data, args)
@@ -90,6 +106,21 @@ def test_an_update_is_that_of_sac_with_these_networks(make_learner, fully_shared
     assert agent.log_alpha.shape == (1 if fully_shared else N,)
     for p, q in zip(agent.parameters(), other.parameters(), strict=True):
         assert_close(p, q)
+
+
+@pytest.mark.parametrize(
+    "own_policy_prob, mean_actions, twice", [(1, False, True), (1, True, False), (0, False, False)]
+)
+def test_double_tanh_is_of_collecting_without_the_switch(own_policy_prob, mean_actions, twice):
+    """Evaluation and the switch squash the means once."""
+    args, obs = Args(hidden_sizes=HIDDEN, double_tanh=True, switch_rule="uniform"), torch.randn(N, O).numpy()
+    agent = Agent(N, O, A, args)
+    with torch.no_grad():  # the policies of all tasks have the same mean and hardly any noise
+        for parameter, value in zip(agent.actor.heads.parameters(), (0, torch.tensor([3.0, 1, -20, -20])), strict=True):
+            parameter.copy_(torch.as_tensor(value).expand_as(parameter))
+    actions = Mixture(agent, args, own_policy_prob, mean_actions).act(obs, torch.zeros(N).numpy())
+    mean = torch.tensor([3.0, 1]).expand(N, A)
+    assert_close(torch.as_tensor(actions), (mean.tanh() if twice else mean).tanh())
 
 
 def test_an_update_with_pcgrad(monkeypatch, make_learner):

@@ -429,11 +429,11 @@ def test_step_counts(text, steps):
 # What may differ from qmp_sac.py. Of its Args and main so many lines are missing.
 DIFFERENT = {
     "qmp_sac": set(),
-    "qmp_mtsac": {"Actor", "Critic", "Agent", "project_conflicts", "step_optimizer", "update", "Args"},
+    "qmp_mtsac": {"Actor", "Critic", "Agent", "project_conflicts", "step_optimizer", "update", "Args", "Mixture"},
     "qmp_dnc": {"Agent", "kl_divergences", "distill", "update", "Args", "main"},
     "qmp_uds": {"ReplayBuffer", "share", "weighted_mean", "update", "Args", "main"},
 }
-MISSING = {("qmp_uds", "Args"): 1, ("qmp_uds", "main"): 2}
+MISSING = {("qmp_mtsac", "Mixture"): 1, ("qmp_uds", "Args"): 1, ("qmp_uds", "main"): 2}
 
 
 def definitions(script):
@@ -453,7 +453,7 @@ def test_the_same_letters(script):
     ours, theirs = definitions("qmp_sac"), definitions(script)
     assert {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)} == DIFFERENT[script]
     assert [name for name in theirs if name in ours] == list(ours)
-    for name in {"Args", "main"} & DIFFERENT[script]:
+    for name in {"Args", "Mixture", "main"} & DIFFERENT[script]:
         assert sum(line[0] == "-" for line in difflib.ndiff(ours[name], theirs[name])) == MISSING.get((script, name), 0)
     docstrings = [importlib.import_module(name).__doc__.splitlines() for name in ("qmp_sac", script)]
     assert docstrings[0][-1] == docstrings[1][-1]  # the letters in shapes
