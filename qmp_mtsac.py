@@ -184,7 +184,7 @@ class Actor(nn.Module):
         if len(self.heads.weight) > 1:
             features = features.view(*obs.shape[:2], -1).expand(self.N, -1, -1)  # [N, B, hidden]
         mean, log_std = self.heads(features).view(-1, obs.shape[1], self.heads.bias.shape[-1]).chunk(2, dim=-1)
-        mean = torch.tanh(mean) if double_tanh else mean
+        mean = torch.tanh(mean) if double_tanh else mean  # `squash` applies the second
         return mean.expand(self.N, -1, -1), log_std.clamp(-20, 2).expand(self.N, -1, -1)
 
 

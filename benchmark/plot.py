@@ -383,7 +383,8 @@ def write_results() -> None:
         name, success, parts = env_id.replace(":", "-"), SUCCESS.get(env_id, "success_rate"), []
         rows = pd.read_csv(RESULTS / f"{name}.csv", **CSV).rename(columns={"method": "line"})
         rows[OWN] = own_share(rows)
-        text, row = text + f"## {env_id}\n", ""
+        text += f"## {env_id}\n"
+        row = ""
         for script in filter(set(rows["script"]).__contains__, Script.__args__):
             found, panel = rows[rows["script"] == script], f"{script}: {success}"
             end = found.groupby(["line", "seed"])["global_step"].max().min()
@@ -397,8 +398,8 @@ def write_results() -> None:
             text += f"\n<details><summary>Every seed</summary>\n\n{table(by_seed(found, success))}\n</details>\n"
             pair = " → ".join(cells["success [95%]"].get(method, "not run") for method in ("base", "qmp"))
             pair += "; paper, at its end: {base:.2f} → {qmp:.2f}".format(**values) if values else ""
-            row = row or f"{env_id}, {end:,} steps"
-            overview[row, f"`{script}.py`"] = pair + f" ({end:,} steps)" * (f" {end:,} " not in row)
+            row = row or f"{env_id}, {end:,} steps"  # those of the environment's first script
+            overview[row, f"`{script}.py`"] = pair if f" {end:,} " in row else f"{pair} ({end:,} steps)"
             curve = long_form(found, [success, *[STAGES] * (STAGES in found), OWN, "advantage"])
             curve = curve[curve["line"].str.startswith("qmp") | curve["panel"].isin([success, STAGES])]
             incomparable = curve["line"].str.contains("uniform|period|eq2") & (curve["panel"] == "advantage")

@@ -442,6 +442,19 @@ def repository(tmp_path, monkeypatch, figures):
     return make, read
 
 
+def test_a_script_that_ran_for_fewer_steps_says_so(repository, figures):
+    make, read = repository
+    for method, success in (("base", 0.25), ("qmp", 0.5)):
+        make(method, [success] * 10)
+    read()
+    for name in ("Maze-v0", "runs"):
+        rows = pd.read_csv(plot.RESULTS / f"{name}.csv")
+        fewer = rows if name == "runs" else rows[rows["global_step"] <= 500]
+        pd.concat([rows, fewer.assign(script="qmp_dnc")]).to_csv(plot.RESULTS / f"{name}.csv", index=False)
+    sac, dnc = (f"0.25 (1 seed) → 0.50 (1 seed){end}" for end in ("; paper, at its end: 0.60 → 0.72", " (500 steps)"))
+    assert f"| Maze-v0, 1,000 steps | {sac} | {dnc} |" in read()[0]
+
+
 def test_results_are_gathered_and_told(repository, figures, monkeypatch):
     monkeypatch.setattr(plot, "STAGES", "height")
     make, read = repository

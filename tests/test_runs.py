@@ -426,7 +426,7 @@ def test_step_counts(text, steps):
     assert args.total_timesteps == steps and type(args.total_timesteps) is int
 
 
-# What may differ from qmp_sac.py. Of its Args and main so many lines are missing.
+# What may differ from qmp_sac.py. Of its Args, Mixture and main so many lines are missing.
 DIFFERENT = {
     "qmp_sac": set(),
     "qmp_mtsac": {"Actor", "Critic", "Agent", "project_conflicts", "step_optimizer", "update", "Args", "Mixture"},
