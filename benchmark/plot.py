@@ -365,7 +365,7 @@ def insert(path: Path, text: str) -> None:
 
 def save(name: str, title: str, rows: pd.DataFrame, paper: dict[str, dict[str, float]]) -> None:
     """A figure of results: rows in long form, and dotted the paper's values by panel and method."""
-    palette = [*sns.color_palette("tab10"), "black", "gold", "navy", "lime"]
+    palette = [*sns.color_palette("tab10"), "black", "gold", "navy", "lime", "teal"]
     colors = {method: color for method, color in zip(METHODS, palette, strict=True) if method in set(rows["line"])}
     grid = draw_lines(title, rows, colors)
     for panel, axes in grid.axes_dict.items():

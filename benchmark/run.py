@@ -124,10 +124,12 @@ METHODS = {
     "fully-shared": "--no-qmp --fully-shared",
     "base-double-tanh": "--no-qmp --double-tanh",
     "qmp-double-tanh": "--double-tanh",
+    "qmp-double-tanh-own-999": "--double-tanh --own-policy-prob 0.999",
     "base-quantile-90": "--no-qmp --sharing-quantile 0.9",
     "qmp-quantile-90": "--sharing-quantile 0.9",
 }
-ONLY = dict.fromkeys(("fully-shared", "base-double-tanh", "qmp-double-tanh"), "qmp_mtsac")  # of one script
+# Methods of one script.
+ONLY = {method: "qmp_mtsac" for method in METHODS if method == "fully-shared" or "double-tanh" in method}
 ONLY |= dict.fromkeys(("base-quantile-90", "qmp-quantile-90"), "qmp_uds")
 Script = Literal["qmp_sac", "qmp_mtsac", "qmp_dnc", "qmp_uds"]
 

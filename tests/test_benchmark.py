@@ -99,6 +99,7 @@ def test_methods_mean_what_they_say():
         "fully-shared": {"qmp": False, "fully_shared": True},
         "base-double-tanh": {"qmp": False, "double_tanh": True},
         "qmp-double-tanh": {"double_tanh": True},
+        "qmp-double-tanh-own-999": {"double_tanh": True, "own_policy_prob": 0.999},
         "base-quantile-90": {"qmp": False, "sharing_quantile": 0.9},
         "qmp-quantile-90": {"sharing_quantile": 0.9},
     }
