@@ -111,7 +111,8 @@ class Args:
     fully_shared: bool = False
     """one head and one alpha for all tasks, which are not told apart ("Fully-Shared-Behaviors"); needs --no-qmp"""
     double_tanh: bool = False
-    """squash the means twice in training, and with --no-qmp in collecting, as the authors' code does"""
+    """squash the means twice in training, and with --no-qmp in collecting, as the authors' code does; evaluation
+    squashes them once"""
     qmp: bool = True
     """act with the Q-switch mixture; --no-qmp is the base method alone"""
     switch_samples: int = 0
@@ -179,7 +180,10 @@ class Actor(nn.Module):
         self.heads = StackedLinear(heads, hidden_sizes[-1], 2 * A)
 
     def forward(self, obs: Tensor, double_tanh: bool = False) -> tuple[Tensor, Tensor]:
-        """obs [N, B, O], or [1, B, O] for all policies in the same states -> two of [N, B, A]."""
+        """obs [N, B, O], or [1, B, O] for all policies in the same states -> two of [N, B, A].
+
+        With `double_tanh` the means have been squashed once already.
+        """
         features = self.trunk(obs.reshape(1, -1, obs.shape[-1]))  # [1, N B, hidden]
         if len(self.heads.weight) > 1:
             features = features.view(*obs.shape[:2], -1).expand(self.N, -1, -1)  # [N, B, hidden]

@@ -397,9 +397,10 @@ def write_results() -> None:
             text += f"\n### {script}.py, {end:,} steps\n\n```\n{commands}\n```\n\n{table(cells)}"
             text += f"\n<details><summary>Every seed</summary>\n\n{table(by_seed(found, success))}\n</details>\n"
             pair = " → ".join(cells["success [95%]"].get(method, "not run") for method in ("base", "qmp"))
-            pair += "; paper, at its end: {base:.2f} → {qmp:.2f}".format(**values) if values else ""
             row = row or f"{env_id}, {end:,} steps"  # those of the environment's first script
-            overview[row, f"`{script}.py`"] = pair if f" {end:,} " in row else f"{pair} ({end:,} steps)"
+            pair += "" if f" {end:,} " in row else f" ({end:,} steps)"
+            pair += "; paper, at its end: {base:.2f} → {qmp:.2f}".format(**values) if values else ""
+            overview[row, f"`{script}.py`"] = pair
             curve = long_form(found, [success, *[STAGES] * (STAGES in found), OWN, "advantage"])
             curve = curve[curve["line"].str.startswith("qmp") | curve["panel"].isin([success, STAGES])]
             incomparable = curve["line"].str.contains("uniform|period|eq2") & (curve["panel"] == "advantage")

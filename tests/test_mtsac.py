@@ -109,7 +109,8 @@ def test_an_update_is_that_of_sac_with_these_networks(make_learner, fully_shared
 
 
 @pytest.mark.parametrize(
-    "own_policy_prob, mean_actions, twice", [(1, False, True), (1, True, False), (0, False, False)]
+    "own_policy_prob, mean_actions, twice",
+    [(1, False, True), (1, True, False), (0.999, False, False), (0, False, False), (0, True, False)],
 )
 def test_double_tanh_is_of_collecting_without_the_switch(own_policy_prob, mean_actions, twice):
     """Evaluation and the switch squash the means once."""

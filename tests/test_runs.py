@@ -337,7 +337,7 @@ FLAGS = {
         --switch-samples 3 --switch-entropy, --switch-rule uniform, --switch-rule softmax, --switch-period 5,
         --switch-rule softmax --switch-temperature 0.01, --own-policy-prob 0.5, --hidden-sizes 8,
         --checkpoint-frequency 250""",
-    "qmp_mtsac": "--pcgrad, --no-qmp, --no-qmp --fully-shared, --double-tanh",
+    "qmp_mtsac": "--pcgrad, --no-qmp, --no-qmp --fully-shared, --double-tanh, --no-qmp --double-tanh",
     "qmp_dnc": "--kl-coef 0.1, --distill-period 200, --distill-period 200 --distill-steps 3",
     "qmp_uds": "--sharing-quantile 0.5, --min-reward -3",
 }
