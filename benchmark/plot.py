@@ -403,7 +403,7 @@ def write_results() -> None:
             overview[row, f"`{script}.py`"] = pair
             curve = long_form(found, [success, *[STAGES] * (STAGES in found), OWN, "advantage"])
             curve = curve[curve["line"].str.startswith("qmp") | curve["panel"].isin([success, STAGES])]
-            incomparable = curve["line"].str.contains("uniform|period|eq2") & (curve["panel"] == "advantage")
+            incomparable = curve["line"].str.contains("uniform|period|eq2|own") & (curve["panel"] == "advantage")
             too_many = curve["line"].str.contains("uniform") & (curve["acting"] == "mixture")
             curve = curve[~incomparable & ~too_many]
             parts.append(curve.assign(panel=f"{script}: " + curve["panel"]))
