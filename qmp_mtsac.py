@@ -180,10 +180,7 @@ class Actor(nn.Module):
         self.heads = StackedLinear(heads, hidden_sizes[-1], 2 * A)
 
     def forward(self, obs: Tensor, double_tanh: bool = False) -> tuple[Tensor, Tensor]:
-        """obs [N, B, O], or [1, B, O] for all policies in the same states -> two of [N, B, A].
-
-        With `double_tanh` the means have been squashed once already.
-        """
+        """obs [N, B, O], or [1, B, O] for all policies in the same states -> two of [N, B, A]."""
         features = self.trunk(obs.reshape(1, -1, obs.shape[-1]))  # [1, N B, hidden]
         if len(self.heads.weight) > 1:
             features = features.view(*obs.shape[:2], -1).expand(self.N, -1, -1)  # [N, B, hidden]
