@@ -1,54 +1,81 @@
-"""QMP with Unlabeled Data Sharing ("Data-Sharing + QMP"), in one file. Details and logged metrics: docs/qmp_uds.md.
+"""QMP with Unlabeled Data Sharing ("Data-Sharing + QMP"). Logged metrics: docs/qmp_uds.md.
 
-    python qmp_uds.py                                          # PointReach, five tasks: some minutes on one core
-    python qmp_uds.py --no-qmp                                 # the base method alone: SAC with shared data
-    python qmp_uds.py --sharing-quantile 0.9                   # borrow only what Q rates above nine tenths of its own
-    python qmp_uds.py --resume runs/x                          # go on with a run, or with --eval-only evaluate it
+    python qmp_uds.py                         # PointReach, five tasks: a few minutes on one core
+    python qmp_uds.py --no-qmp                # the base method alone: SAC with shared data
+    python qmp_uds.py --sharing-quantile 0.9  # borrow what Q scores above 90% of the own batch
+    python qmp_uds.py --resume runs/x         # continue a run from its last checkpoint
 
-Q-switch Mixture of Policies (Zhang et al., ICLR 2025, arXiv 2302.00671): while a task collects data, its critics rate
-the policies of all tasks in each state, and the best one acts. Nothing else changes: policies and critics learn by
-soft actor-critic from their own task's data and, as in Unlabeled Data Sharing (Yu et al., ICML 2022, arXiv 2202.01741),
-from as many transitions of other tasks, relabelled with a minimum reward of the task. Start reading at `q_switch`, then
-the loop in `main`.
-Letters in shapes: N tasks, P policies (= N), B batch per task, O observation, A action, K samples per policy.
+Q-switch Mixture of Policies (Zhang et al., ICLR 2025, arXiv 2302.00671): while a task collects
+data, its critics rate the policies of all tasks in each state, and the best one acts. Learning
+stays as it was: each policy and each critic learns by soft actor-critic from its own task's data
+and, as in Unlabeled Data Sharing (Yu et al., ICML 2022, arXiv 2202.01741), from as many transitions
+of the other tasks, relabelled with a minimum reward of the task.
+Start reading at `q_switch`, then the loop in `main`.
+
+Letters in shapes: N tasks, P policies (= N), B batch per task, O observation, A action,
+K samples per policy, S networks in a stack.
 """
 
 import copy
+import ctypes
+import itertools
 import json
 import math
 import os
-import signal
+import random
+import subprocess
 import sys
 import time
-from collections import namedtuple
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from tyro.constructors import PrimitiveConstructorSpec as Spec
+from tyro.constructors import PrimitiveConstructorSpec
 
-from envs import allocate, evaluate, format_table, keep_freed_memory, make_vec
+from envs import evaluate, format_table, make_vec
 
-SCRIPT = Path(__file__).resolve()
-Steps = Annotated[int, Spec(1, "INT", lambda x: int(f"{float(x[0]):.17g}"), lambda x: True, lambda x: [str(x)])]  # 1e6
+SCRIPT = Path(__file__).stem
+FOLDER = Path(__file__).resolve().parent
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "metaworld")
+LOG_STD_MIN = -20
+LOG_STD_MAX = 2
+
+
+def parse_steps(words: list[str]) -> int:
+    """A whole number from the command line, which may be written 40_000 or 1e6."""
+    steps = float(words[0])
+    if not steps.is_integer():
+        raise ValueError(f"{words[0]} is not a whole number")
+    return int(steps)
+
+
+Steps = Annotated[
+    int,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="STEPS",
+        instance_from_str=parse_steps,
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
 
 
 @dataclass
 class Args:
-    """Flags of the run, then SAC's from --total-timesteps on, then QMP's from --qmp on. Steps are summed over tasks."""
+    """All step counts are environment steps, summed over tasks."""
 
+    # Run
     env_id: str = "PointReach-v0"
-    """PointReach-v0 PointReach2-v0 PointReach9-v0 MultistageReacher-v0 Maze-v0 Walker2dMT4-v0 KitchenMT10-v0
-    MetaWorldCDS-v0 MetaWorldMT10-v3 MetaWorldMT25-v3 MetaWorldMT50-v3 MetaWorld:TASK,... package.module:function"""
+    """a name in envs.ENVIRONMENTS, MetaWorld:TASK,TASK,... or your own package.module:function"""
     seed: int = 1
     """seed of everything random"""
     cuda: bool = True
@@ -58,21 +85,19 @@ class Args:
     compile: bool = False
     """torch.compile the update: half a minute at the start, and little gain on a CPU"""
     vectorization: Literal["sync", "async"] = "sync"
-    """step the tasks in this process, or in a process each"""
+    """step the tasks in this process, or each in a process of its own"""
     run_dir: str | None = None
-    """folder of the run; default runs/{env_id}__{script}[-no-qmp]__{seed}__{time}-{process}"""
+    """folder of the run; default runs/{env_id}__{script}[-no-qmp]__{seed}__{time}"""
     resume: str | None = None
     """folder of a run to continue from its last checkpoint, with its arguments"""
-    checkpoint_frequency: Steps = 0
-    """steps between checkpoints, and always one at the end; 0 means a tenth of the training"""
-    eval_frequency: Steps = 0
-    """steps between evaluations, and always one at the end; 0 means a tenth of the training"""
+    checkpoint_frequency: Steps | None = None
+    """steps between checkpoints; default: a tenth of the training"""
+    eval_frequency: Steps | None = None
+    """steps between evaluations; default: a tenth of the training"""
     eval_episodes: int = 5
-    """episodes per task in an evaluation of the tasks' own policies, by mean actions"""
+    """episodes per task in an evaluation, by mean actions"""
     eval_mixture: bool = False
-    """evaluate the tasks' mixtures too"""
-    eval_only: bool = False
-    """evaluate the policies and the mixtures of the run in --resume, and train nothing"""
+    """evaluate not only the tasks' own policies, but their mixtures too"""
     capture_video: bool = False
     """record each task's first episode of every evaluation into the run's videos/"""
     track: bool = False
@@ -83,16 +108,18 @@ class Args:
     """W&B team or user"""
     total_timesteps: Steps = 40_000
     """length of training"""
-    learning_starts: Steps = 2_000  # a resumed run cannot change what follows
+
+    # SAC
+    learning_starts: Steps = 2_000
     """uniformly random actions, and no training, until then"""
     buffer_size: Steps = 1_000_000
     """replay transitions per task"""
     batch_size: int = 32
     """transitions per task in an update"""
     gamma: float = 0.99
-    """discount"""
+    """discount factor"""
     tau: float = 0.005
-    """speed of the target critics"""
+    """target smoothing coefficient"""
     policy_lr: float = 3e-4
     """learning rate of the policies"""
     q_lr: float = 3e-4
@@ -102,74 +129,81 @@ class Args:
     gradient_steps: int = 1
     """updates of all tasks at each training"""
     alpha: float = 1.0
-    """entropy temperature: its first value, and with --no-autotune its only one"""
+    """entropy temperature: its first value, or with --no-autotune its only one"""
     autotune: bool = True
     """tune each task's alpha to the target entropy -A"""
     hidden_sizes: tuple[int, ...] = (256, 256)
     """units of each hidden layer"""
     sharing_quantile: float = 0.0
-    """keep borrowed transitions above this quantile of Q on the task's own batch; 0 keeps all"""
+    """keep borrowed transitions above this quantile of Q on the task's own batch; 0: keep all"""
     min_reward: float | None = None
-    """reward of borrowed transitions; by default the environment's own, which only those of this project have"""
+    """reward of borrowed transitions; default: the environment's lowest, if it names one"""
+
+    # QMP
     qmp: bool = True
     """act with the Q-switch mixture; --no-qmp is the base method alone"""
     switch_samples: int = 0
-    """K actions that rate a candidate policy (Eq. 2); 0 rates its mean action, as in the paper's experiments"""
+    """K sampled actions rate a policy (Eq. 2); 0: its mean action, as in the paper's experiments"""
     switch_entropy: bool = False
-    """count the candidate's entropy in its rating (Eq. 2)"""
-    switch_rule: Literal["argmax", "softmax", "uniform"] = "argmax"
-    """best candidate (QMP), or draw one by rating, or draw any"""
-    switch_temperature: float = 1.0
-    """of --switch-rule softmax"""
+    """count the policy's entropy in its rating (Eq. 2); needs --switch-samples"""
+    switch_rule: Literal["argmax", "uniform"] = "argmax"
+    """the best policy acts (QMP), or any one (a control)"""
     switch_period: int = 1
     """steps of an episode for which a task keeps the policy that it chose"""
     own_policy_prob: float = 0.0
     """chance to skip the switch and act with the task's own policy"""
 
-    def __post_init__(self):
-        may_be_0 = "seed learning_starts eval_frequency checkpoint_frequency switch_samples gamma tau own_policy_prob"
-        may_be_0 += " sharing_quantile"
-        shares = ("gamma", "tau", "own_policy_prob", "sharing_quantile")
-        for name, value in vars(self).items():
-            pos, high = name not in may_be_0.split(), 1 if name in shares else 1e18
-            if name == "min_reward":  # may be negative
-                continue
-            numbers = value if type(value) is tuple else [value] if type(value) in (int, float) else [1]
-            if not (numbers and all(0 <= x <= high and (x or not pos) for x in numbers)):
-                raise ValueError(f"--{name.replace('_', '-')} must be {'above' if pos else 'at least'} 0, up to {high}")
-            if not self.qmp and name.startswith(("switch_", "own_policy_")) and value != getattr(Args, name):
-                raise ValueError(f"--{name.replace('_', '-')} means nothing with --no-qmp")
-        self.eval_frequency = self.eval_frequency or math.ceil(self.total_timesteps / 10)
-        self.checkpoint_frequency = self.checkpoint_frequency or math.ceil(self.total_timesteps / 10)
-        for wrong, message in (
-            (not self.resume and self.learning_starts >= self.total_timesteps, "--learning-starts leaves no training"),
-            (self.switch_entropy and not self.switch_samples, "--switch-entropy needs --switch-samples, 1 or more"),
-            (self.eval_only and not self.resume, "--eval-only needs --resume, the folder of a run"),
-            (self.resume and self.run_dir, "--run-dir is of a new run, --resume of one that exists"),
-            (not f"{self.run_dir}{self.resume}".isprintable(), "the folder's name cannot be printed"),
-            (not math.isfinite(self.min_reward or 0), "--min-reward must be a finite number"),
-        ):
-            if wrong:
-                raise ValueError(message)
+    def check(self) -> None:
+        """Refuse arguments that would train nonsense without an error."""
+        counts = ("total_timesteps", "eval_frequency", "checkpoint_frequency", "eval_episodes")
+        counts += ("buffer_size", "batch_size", "train_frequency", "gradient_steps")
+        for name in (*counts, "switch_period"):
+            if getattr(self, name) < 1:
+                raise gym.error.Error(f"{name} must be at least 1")
+        for name in ("gamma", "tau", "own_policy_prob", "sharing_quantile"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise gym.error.Error(f"{name} must be between 0 and 1")
+        for name in ("policy_lr", "q_lr", "alpha"):
+            if not getattr(self, name) > 0:
+                raise gym.error.Error(f"{name} must be above 0")
+        if not 0 <= self.seed < 2**32:
+            raise gym.error.Error("seed must be between 0 and 2**32 - 1")
+        if self.learning_starts >= self.total_timesteps:
+            raise gym.error.Error("learning_starts must be below total_timesteps")
+        if self.min_reward is not None and not math.isfinite(self.min_reward):
+            raise gym.error.Error("min_reward must be finite")
+        if self.switch_entropy and self.switch_samples < 1:
+            raise gym.error.Error("switch_entropy needs switch_samples of at least 1")
 
 
+MAY_CHANGE_ON_RESUME = {"resume", "total_timesteps", "checkpoint_frequency"}
+MAY_CHANGE_ON_RESUME |= {"eval_frequency", "eval_episodes", "eval_mixture", "capture_video"}
+MAY_CHANGE_ON_RESUME |= {"cuda", "num_threads", "compile", "vectorization"}
+MAY_CHANGE_ON_RESUME |= {"track", "wandb_project_name", "wandb_entity"}
+
+
+# ALGO LOGIC: networks. All tasks are one stack, with one matrix product for all.
 class StackedLinear(nn.Module):
-    """S linear layers side by side: [S, B, in] -> [S, B, out], each slice initialised as `torch.nn.Linear` is."""
+    """S linear layers side by side: [S, B, in] -> [S, B, out], each initialised as `nn.Linear`."""
 
     def __init__(self, stack: int, in_features: int, out_features: int):
         super().__init__()
         layers = [nn.Linear(in_features, out_features) for _ in range(stack)]
-        self.weight = nn.Parameter(torch.stack([layer.weight.detach().T for layer in layers]))  # [S, in, out]
-        self.bias = nn.Parameter(torch.stack([layer.bias.detach()[None] for layer in layers]))  # [S, 1, out]
+        weights = [layer.weight.detach().T for layer in layers]
+        biases = [layer.bias.detach()[None] for layer in layers]
+        self.weight = nn.Parameter(torch.stack(weights))  # [S, in, out]
+        self.bias = nn.Parameter(torch.stack(biases))  # [S, 1, out]
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.baddbmm(self.bias, x, self.weight)
 
 
 def stacked_mlp(stack: int, *sizes: int) -> nn.Sequential:
-    """S perceptrons side by side, with ReLU between layers: [S, B, sizes[0]] -> [S, B, sizes[-1]]."""
-    pairs = zip(sizes, sizes[1:], strict=False)
-    return nn.Sequential(*[module for i, o in pairs for module in (StackedLinear(stack, i, o), nn.ReLU())][:-1])
+    """S perceptrons with ReLU between layers: [S, B, sizes[0]] -> [S, B, sizes[-1]]."""
+    layers = []
+    for in_features, out_features in itertools.pairwise(sizes):
+        layers += [StackedLinear(stack, in_features, out_features), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 class Actor(nn.Module):
@@ -177,12 +211,13 @@ class Actor(nn.Module):
 
     def __init__(self, N: int, O: int, A: int, hidden_sizes: tuple[int, ...]):
         super().__init__()
-        self.N, self.net = N, stacked_mlp(N, O, *hidden_sizes, 2 * A)
+        self.N = N
+        self.net = stacked_mlp(N, O, *hidden_sizes, 2 * A)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """obs [N, B, O], or [1, B, O] for all policies in the same states -> two of [N, B, A]."""
         mean, log_std = self.net(obs.expand(self.N, -1, -1)).chunk(2, dim=-1)
-        return mean, log_std.clamp(-20, 2)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
 
 class Critic(nn.Module):
@@ -194,7 +229,7 @@ class Critic(nn.Module):
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         """obs [N, B, O], actions [N, B, A] -> Q1 and Q2 [2, N, B]."""
-        x = torch.cat([obs, actions], dim=-1)
+        x = torch.cat([obs, actions], dim=-1)  # [N, B, O + A]
         return self.net(torch.cat([x, x])).view(2, *x.shape[:2])
 
 
@@ -203,36 +238,58 @@ class Agent(nn.Module):
 
     def __init__(self, N: int, O: int, A: int, args: Args):
         super().__init__()
-        self.actor, self.qf = Actor(N, O, A, args.hidden_sizes), Critic(N, O, A, args.hidden_sizes)
+        self.actor = Actor(N, O, A, args.hidden_sizes)
+        self.qf = Critic(N, O, A, args.hidden_sizes)
         self.qf_target = copy.deepcopy(self.qf).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.full((N,), math.log(args.alpha)))
 
 
 def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Actions tanh(mean + std * noise) [..., A] and their log_prob [...] (SAC, appendix C), from noise [..., A]."""
+    """Actions tanh(mean + std * noise) [..., A] and their log_prob [...] (SAC, appendix C)."""
     x = mean + log_std.exp() * noise
     log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-    log_prob = log_prob - 2 * (math.log(2) - x - nn.functional.softplus(-2 * x))  # log(1 - tanh(x)^2), never infinite
+    # log(1 - tanh(x)^2), in a form that stays finite
+    log_prob = log_prob - 2 * (math.log(2) - x - nn.functional.softplus(-2 * x))
     return torch.tanh(x), log_prob.sum(-1)
 
 
+# ALGO LOGIC: the Q-switch
 @torch.no_grad()
-def q_switch(mean, log_std, qf, obs, alpha=None, noise=None) -> tuple[Tensor, Tensor]:
-    """Rate every policy in every task's state by that task's critics, and choose the best (paper, section 4).
+def q_switch(
+    mean: Tensor,
+    log_std: Tensor,
+    qf: nn.Module,
+    obs: Tensor,
+    alpha: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Rate every policy in every task's state by that task's critics, and choose the best.
 
-        score_ij = min(Q1_i, Q2_i)(s_i, tanh mean_j(s_i))               without alpha and noise: the paper's experiments
-        score_ij = mean_k [ min(Q1_i, Q2_i)(s_i, a_jk) - alpha_i log pi_j(a_jk | s_i) ],  a_jk ~ pi_j by noise:  Eq. 2
+    Paper, section 4. By default, as in its experiments, a policy is rated by its mean action:
 
-    obs [N, O]: a state of each task; mean, log_std [P, N, A]: every policy's Gaussian before tanh, in these states
-    qf: the critics, a function of states [N, B, O] and actions [N, B, A] that returns Q1 and Q2 [2, N, B]
-    noise [K, P, N, A]: standard normal, if samples are rated; alpha [N]: temperatures, if their entropy counts too
-    Returns the chosen policies [N] and the scores [N, P].
+        score_ij = min(Q1_i, Q2_i)(s_i, tanh mean_j(s_i))
+
+    With noise and alpha by K samples and their entropy, which is Eq. 2:
+
+        score_ij = mean_k [ min(Q1_i, Q2_i)(s_i, a_jk) - alpha_i log pi_j(a_jk | s_i) ]
+
+    Args:
+        mean, log_std: [P, N, A], every policy's Gaussian before tanh in the state of every task.
+        qf: the critics, a function of obs [N, B, O] and actions [N, B, A] -> [2, N, B].
+        obs: [N, O], a state of each task.
+        alpha: [N], temperatures, if the entropy counts.
+        noise: [K, P, N, A], standard normal, if samples are rated.
+
+    Returns:
+        The chosen policies [N] and the scores [N, P].
     """
-    noise = torch.zeros_like(mean)[None] if noise is None else noise  # zeros make the mean action
+    if noise is None:
+        noise = torch.zeros_like(mean)[None]  # the mean action
     actions, log_prob = squash(mean, log_std, noise)  # [K, P, N, A], [K, P, N]
     K, P, N, A = actions.shape
     actions = actions.permute(2, 1, 0, 3).reshape(N, P * K, A)
-    scores = qf(obs[:, None].expand(N, P * K, -1), actions).amin(0).view(N, P, K)
+    states = obs[:, None].expand(N, P * K, -1)
+    scores = qf(states, actions).amin(0).view(N, P, K)
     if alpha is not None:
         scores = scores - alpha[:, None, None] * log_prob.permute(2, 1, 0)
     scores = scores.mean(-1)  # [N, P]
@@ -242,309 +299,451 @@ def q_switch(mean, log_std, qf, obs, alpha=None, noise=None) -> tuple[Tensor, Te
 
 
 class Mixture:
-    """Acts for every task: by its Q-switch mixture, with `own_policy_prob` 1 by its own policy (the base method)."""
+    """Acts for all tasks: by the Q-switch, or without it by each task's own policy."""
 
-    def __init__(self, agent: Agent, args: Args, own_policy_prob: float, mean_actions: bool = False):
-        self.agent, self.args, self.own_policy_prob, self.mean_actions = agent, args, own_policy_prob, mean_actions
-        self.tasks = self.policies = torch.arange(agent.actor.N, device=agent.log_alpha.device)  # [N]
-        # [N, P + 1], since the last evaluation: steps in which each policy acted, sum of the advantages.
-        self.totals = torch.zeros(agent.actor.N, agent.actor.N + 1, dtype=torch.float64, device=self.tasks.device)
+    def __init__(self, agent: Agent, args: Args, use_switch: bool, mean_actions: bool = False):
+        self.agent = agent
+        self.args = args
+        self.use_switch = use_switch
+        self.mean_actions = mean_actions
+        N = agent.actor.N
+        device = agent.log_alpha.device
+        self.own = torch.arange(N, device=device)  # [N], task i's own policy is policy i
+        self.policies = self.own  # [N], which policy acts for each task
+        # Statistics since the last evaluation: steps in which each policy acted [N, P], and sums of
+        # score(chosen) - score(own) [N].
+        self.counts = torch.zeros(N, N, dtype=torch.float64, device=device)
+        self.advantages = torch.zeros(N, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def act(self, obs: np.ndarray, episode_lengths: np.ndarray) -> np.ndarray:
-        """Actions [N, A] in the states obs [N, O], which are steps episode_lengths [N] of their episodes."""
-        agent, args, tasks = self.agent, self.args, self.tasks
-        obs = torch.as_tensor(obs, dtype=torch.float32, device=tasks.device)
-        if self.own_policy_prob == 1:
-            mean, log_std = (x.squeeze(1) for x in agent.actor(obs.unsqueeze(1)))  # [N, A]
+        """Actions [N, A] in the states obs [N, O], at steps episode_lengths [N] of the episodes."""
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.own.device)
+        if self.use_switch:
+            mean, log_std = self.agent.actor(obs[None])  # [P, N, A], every policy in every state
+            self.policies = self.choose(mean, log_std, obs, episode_lengths)
+            mean = mean[self.policies, self.own]  # [N, A]
+            log_std = log_std[self.policies, self.own]
         else:
-            mean, log_std = agent.actor(obs.unsqueeze(0))  # [P, N, A], every policy in the state of every task
-            alpha = agent.log_alpha.exp() if args.switch_entropy else None
-            noise = torch.randn(args.switch_samples, *mean.shape, device=tasks.device) if args.switch_samples else None
-            chosen, scores = q_switch(mean, log_std, agent.qf, obs, alpha, noise)  # [N], [N, P]
-            if args.switch_rule != "argmax":  # uniform is the softmax at an infinite temperature
-                temperature = args.switch_temperature if args.switch_rule == "softmax" else math.inf
-                chosen = torch.multinomial((scores / temperature).softmax(1), 1).squeeze(1)
-            skip = torch.rand(len(tasks), device=tasks.device) < self.own_policy_prob  # [N]
-            due = torch.as_tensor(episode_lengths % args.switch_period == 0, device=tasks.device)  # [N]
-            self.policies = torch.where(due, torch.where(skip, tasks, chosen), self.policies)  # task i's own is i
-            self.totals[:, -1] += scores[tasks, self.policies] - scores.diagonal()
-            mean, log_std = mean[self.policies, tasks], log_std[self.policies, tasks]  # [N, A]
-        self.totals[tasks, self.policies] += 1
+            mean, log_std = self.agent.actor(obs[:, None])  # [N, 1, A]
+            mean = mean.squeeze(1)  # [N, A]
+            log_std = log_std.squeeze(1)
+        self.counts[self.own, self.policies] += 1
         noise = torch.zeros_like(mean) if self.mean_actions else torch.randn_like(mean)
-        return squash(mean, log_std, noise)[0].cpu().numpy()
+        actions, _ = squash(mean, log_std, noise)
+        return actions.cpu().numpy()
+
+    def choose(self, mean: Tensor, log_std: Tensor, obs: Tensor, episode_lengths) -> Tensor:
+        """The policies [N] that act now: chosen by the switch, or kept from the steps before."""
+        args = self.args
+        alpha = self.agent.log_alpha.exp() if args.switch_entropy else None
+        noise = None
+        if args.switch_samples > 0:
+            noise = torch.randn(args.switch_samples, *mean.shape, device=obs.device)
+        chosen, scores = q_switch(mean, log_std, self.agent.qf, obs, alpha, noise)
+        if args.switch_rule == "uniform":
+            chosen = torch.multinomial(torch.ones_like(scores), 1).squeeze(1)
+        skip = torch.rand(len(self.own), device=obs.device) < args.own_policy_prob
+        chosen = torch.where(skip, self.own, chosen)
+        is_due = torch.as_tensor(episode_lengths % args.switch_period == 0, device=obs.device)
+        policies = torch.where(is_due, chosen, self.policies)
+        self.advantages += scores[self.own, policies] - scores.diagonal()
+        return policies
+
+    def pop_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Shares of steps in which each policy acted [N, P], mean advantages [N]; starts anew."""
+        steps = self.counts.sum(1)  # [N]; of no steps the shares are NaN
+        shares = self.counts / steps[:, None]
+        advantages = self.advantages / steps
+        self.counts.zero_()
+        self.advantages.zero_()
+        return shares.cpu().numpy(), advantages.cpu().numpy()
+
+    def state_dict(self) -> dict:
+        return {"counts": self.counts, "advantages": self.advantages}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.counts.copy_(state["counts"])
+        self.advantages.copy_(state["advantages"])
 
 
-Batch = namedtuple("Batch", ["obs", "actions", "rewards", "next_obs", "terminations"])  # each [N, B, ...]
+# ALGO LOGIC: replay, one for each task
+class Batch(NamedTuple):
+    obs: Tensor  # [N, B, O]
+    actions: Tensor  # [N, B, A]
+    rewards: Tensor  # [N, B]
+    next_obs: Tensor  # [N, B, O]
+    terminations: Tensor  # [N, B]
 
 
 class ReplayBuffer:
-    """The last `capacity` transitions of each of N tasks, in tensors [capacity, N, ...]."""
+    """The last `capacity` transitions of each of N tasks."""
 
     def __init__(self, N: int, O: int, A: int, capacity: int, device: torch.device):
-        shapes = (O,), (A,), (), (O,), (), ()  # of the fields of a batch, and of its terminations that are everybody's
-        self.data = tuple(allocate([(capacity, N, *shape) for shape in shapes], device))
-        self.tasks, self.capacity, self.added = torch.arange(N, device=device)[:, None], capacity, 0
+        self.data = Batch(
+            obs=torch.empty(capacity, N, O, device=device),
+            actions=torch.empty(capacity, N, A, device=device),
+            rewards=torch.empty(capacity, N, device=device),
+            next_obs=torch.empty(capacity, N, O, device=device),
+            terminations=torch.empty(capacity, N, device=device),
+        )
+        # Terminations for every task alike, which are not the success of the task that collected.
+        self.failures = torch.empty(capacity, N, device=device)
+        self.tasks = torch.arange(N, device=device)[:, None]  # [N, 1]
+        self.capacity = capacity
+        self.added = 0  # transitions of each task so far
 
-    def add(self, *transition: np.ndarray) -> None:
-        """Store one transition of every task: arrays [N, ...] in the order of `Batch`, and everybody's terminations."""
-        for field, value in zip(self.data, transition, strict=True):
-            field[self.added % self.capacity] = torch.as_tensor(value, dtype=torch.float32)
+    def add(self, obs, actions, rewards, next_obs, terminations, failures) -> None:
+        """Store one transition of every task, arrays [N, ...]."""
+        i = self.added % self.capacity
+        self.data.obs[i] = torch.as_tensor(obs)
+        self.data.actions[i] = torch.as_tensor(actions)
+        self.data.rewards[i] = torch.as_tensor(rewards)
+        self.data.next_obs[i] = torch.as_tensor(next_obs)
+        self.data.terminations[i] = torch.as_tensor(terminations)
+        self.failures[i] = torch.as_tensor(failures)
         self.added += 1
 
     def sample(self, batch_size: int) -> Batch:
         """Draw B transitions of each task, with replacement."""
-        size, N = min(self.added, self.capacity), len(self.tasks)
-        index = torch.randint(size, (N, batch_size), device=self.tasks.device)  # [N, B]
-        return Batch(*(field[index, self.tasks] for field in self.data[:-1]))
+        size = min(self.added, self.capacity)
+        index = torch.randint(size, (len(self.tasks), batch_size), device=self.tasks.device)
+        return Batch(*(field[index, self.tasks] for field in self.data))
 
     def sample_others(self, batch_size: int, min_rewards: Tensor) -> Batch:
         """Draw B transitions of other tasks for each task, as this task sees them.
 
-        Their rewards are replaced by min_rewards [N], and those that ended in the other task's success go on.
+        Their rewards are replaced by min_rewards [N]; those that ended in the other task's success
+        go on.
         """
-        N, size = len(self.tasks), min(self.added, self.capacity)
-        index = torch.randint(size, (N, batch_size), device=self.tasks.device)  # [N, B]
-        others = (self.tasks + torch.randint(1, max(N, 2), (N, batch_size), device=self.tasks.device)) % N
-        obs, actions, _, next_obs, _, terminations = (field[index, others] for field in self.data)
-        return Batch(obs, actions, min_rewards.unsqueeze(1).expand(N, batch_size), next_obs, terminations)
+        size = min(self.added, self.capacity)
+        N = len(self.tasks)
+        shape = (N, batch_size)
+        index = torch.randint(size, shape, device=self.tasks.device)
+        shift = torch.randint(1, max(N, 2), shape, device=self.tasks.device)
+        others = (self.tasks + shift) % N  # [N, B], the task that lends
+        return Batch(
+            obs=self.data.obs[index, others],
+            actions=self.data.actions[index, others],
+            rewards=min_rewards[:, None].expand(shape),
+            next_obs=self.data.next_obs[index, others],
+            terminations=self.failures[index, others],
+        )
 
-    def state_dict(self) -> dict:  # by way of NumPy, because a slice of a tensor is saved with all of its storage
-        return {"added": self.added, "filled": [torch.from_numpy(x[: self.added].cpu().numpy()) for x in self.data]}
+    def state_dict(self) -> dict:
+        # By way of NumPy, because a slice of a tensor would be saved with all of the tensor.
+        fields = (*self.data, self.failures)
+        filled = [torch.from_numpy(field[: self.added].cpu().numpy()) for field in fields]
+        return {"added": self.added, "filled": filled}
 
     def load_state_dict(self, state: dict) -> None:
         self.added = state["added"]
-        for field, filled in zip(self.data, state["filled"], strict=True):
+        fields = (*self.data, self.failures)
+        for field, filled in zip(fields, state["filled"], strict=True):
             field[: len(filled)] = filled
 
 
+# ALGO LOGIC: learning
 def step_optimizer(optimizer: torch.optim.Optimizer, losses: Tensor) -> None:
-    """Descend the sum of per-task losses: one Adam over the stack then equals one Adam per task."""
+    """Descend the sum of per-task losses: one Adam over the stack then equals one per task."""
+    parameters = optimizer.param_groups[0]["params"]
     optimizer.zero_grad()
-    losses.sum().backward(inputs=optimizer.param_groups[0]["params"])
+    losses.sum().backward(inputs=parameters)  # the actor's loss leaves the critics alone
     optimizer.step()
 
 
 @torch.no_grad()
 def share(qf: Critic, data: Batch, borrowed: Batch, quantile: float) -> tuple[Batch, Tensor]:
-    """Join the tasks' own batches [N, B] and borrowed ones [N, B]: [N, 2 B], with a weight [N, 2 B] of 0 or 1.
+    """Join the tasks' own and borrowed batches, each [N, B].
 
-    A borrowed transition counts if min Q_i(s, a) exceeds the quantile of min Q_i on the task's own batch (UDS with the
-    filter of Conservative Data Sharing, as in QMP's appendix).
+    A borrowed transition counts if min Q_i(s, a) exceeds the quantile of min Q_i on the task's own
+    batch: UDS with the filter of Conservative Data Sharing, as in QMP's appendix.
+
+    Returns:
+        The joined batch [N, 2 B], and a weight of 0 or 1 for every transition [N, 2 B].
     """
     joined = Batch(*(torch.cat(fields, dim=1) for fields in zip(data, borrowed, strict=True)))
     own, others = qf(joined.obs, joined.actions).amin(0).chunk(2, dim=1)  # [N, B]
-    kept = (others > own.quantile(quantile, dim=1, keepdim=True)) | (quantile == 0)
-    kept &= len(own) > 1  # a single task has nobody to borrow from
+    kept = torch.ones_like(others, dtype=torch.bool)
+    if quantile > 0:
+        kept = others > own.quantile(quantile, dim=1, keepdim=True)
+    if len(own) == 1:  # a single task has nobody to borrow from
+        kept = torch.zeros_like(kept)
     return joined, torch.cat([torch.ones_like(own), kept.to(own.dtype)], dim=1)
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Mean over a batch [..., N, B] of those transitions that count, by weights [N, B]: [..., N]."""
+    """Mean of values [..., N, B] over the batch, with weights [N, B]: [..., N]."""
     return (values * weights).sum(-1) / weights.sum(-1)
 
 
-def update(agent: Agent, optimizers: dict, data: Batch, borrowed: Batch, args: Args) -> dict[str, Tensor]:
-    """One SAC update of everything, for all tasks at once. Returns what to log, each [N]."""
-    data, weights = share(agent.qf, data, borrowed, args.sharing_quantile)  # [N, 2 B] of everything
+def update(
+    agent: Agent, optimizers: dict, data: Batch, borrowed: Batch, args: Args
+) -> dict[str, Tensor]:
+    """One SAC update of all tasks at once. Returns what to log, each [N]."""
+    data, weights = share(agent.qf, data, borrowed, args.sharing_quantile)  # [N, 2 B] from here on
     noise = torch.randn(2, *data.actions.shape, device=data.obs.device)  # [2, N, B, A]
     alpha = agent.log_alpha.detach().exp()[:, None]  # [N, 1]
+
     # critics: towards r + gamma (1 - terminated) (min target-Q - alpha log pi)
     with torch.no_grad():
         next_actions, next_log_prob = squash(*agent.actor(data.next_obs), noise[0])
-        min_qf_next_target = agent.qf_target(data.next_obs, next_actions).amin(0) - alpha * next_log_prob
-        next_q_value = data.rewards + args.gamma * (1 - data.terminations) * min_qf_next_target  # [N, B]
+        min_qf_next_target = agent.qf_target(data.next_obs, next_actions).amin(0)
+        next_value = min_qf_next_target - alpha * next_log_prob
+        next_q_value = data.rewards + args.gamma * (1 - data.terminations) * next_value  # [N, B]
     qf_values = agent.qf(data.obs, data.actions)  # [2, N, B]
     qf_losses = weighted_mean((qf_values - next_q_value).square(), weights)  # [2, N]
     step_optimizer(optimizers["q"], qf_losses)
+
     # policies: down alpha log pi - min Q
     actions, log_prob = squash(*agent.actor(data.obs), noise[1])
-    actor_loss = weighted_mean(alpha * log_prob - agent.qf(data.obs, actions).amin(0), weights)  # [N]
+    min_qf_pi = agent.qf(data.obs, actions).amin(0)  # [N, B]
+    actor_loss = weighted_mean(alpha * log_prob - min_qf_pi, weights)  # [N]
     step_optimizer(optimizers["actor"], actor_loss)
+
     # temperatures: towards the target entropy -A
-    alpha_loss = -agent.log_alpha * weighted_mean(log_prob.detach() - actions.shape[-1], weights)  # [N]
+    target_entropy = -actions.shape[-1]
+    excess = weighted_mean(log_prob.detach() + target_entropy, weights)  # [N]
+    alpha_loss = -agent.log_alpha * excess  # [N]
     if args.autotune:
         step_optimizer(optimizers["alpha"], alpha_loss)
+
+    # target critics
     with torch.no_grad():
-        torch._foreach_lerp_([*agent.qf_target.parameters()], [*agent.qf.parameters()], args.tau)
-    info = {f"qf{k + 1}_values": values for k, values in enumerate(weighted_mean(qf_values, weights))}
-    info |= {"qf1_loss": qf_losses[0], "qf2_loss": qf_losses[1], "actor_loss": actor_loss, "alpha_loss": alpha_loss}
-    info |= {"alpha": alpha[:, 0], "entropy": -weighted_mean(log_prob, weights), "shared": 2 * weights.mean(-1) - 1}
+        for q, target in zip(agent.qf.parameters(), agent.qf_target.parameters(), strict=True):
+            target.lerp_(q, args.tau)
+
+    info = {
+        "qf1_values": weighted_mean(qf_values[0], weights),
+        "qf2_values": weighted_mean(qf_values[1], weights),
+        "qf1_loss": qf_losses[0],
+        "qf2_loss": qf_losses[1],
+        "actor_loss": actor_loss,
+        "entropy": -weighted_mean(log_prob, weights),
+        "alpha": alpha[:, 0],
+        "alpha_loss": alpha_loss,
+        "shared": 2 * weights.mean(-1) - 1,  # the share of borrowed transitions that are kept
+    }
     return {name: values.detach() for name, values in info.items()}
 
 
-def main(argv: list[str] | None = None) -> Agent | None:
-    """Train, resume or evaluate, as the command line says. Returns the agent that was trained."""
-    args, state, cwd = tyro.cli(Args, args=argv), None, Path.cwd()  # which environments may change
+def parse_args(argv: list[str] | None) -> tuple[Args, dict | None]:
+    """The arguments and, with --resume, the checkpoint; arguments not given are then the run's."""
+    args = tyro.cli(Args, args=argv)
+    checkpoint = None
     if args.resume:
-        try:
-            state = torch.load(f"{args.resume}/checkpoint.pt", map_location="cpu", mmap=True, weights_only=True)
-            saved = Args(**state[SCRIPT.name] | {"resume": args.resume, "run_dir": None})
-        except Exception:  # a broken file may raise anything
-            raise gym.error.Error(f"no checkpoint of {SCRIPT.name}, or a broken one, in {args.resume}") from None
-        args, names = tyro.cli(Args, args=argv, default=saved), list(vars(saved))
-        for name in ("env_id", "seed", *names[names.index("learning_starts") :]):
-            if getattr(args, name) != getattr(saved, name):
-                raise gym.error.Error(f"{name} of this run is {getattr(saved, name)} and cannot change")
-    first_step = state["global_step"] if state else 0
-    keep_freed_memory()
+        path = Path(args.resume, "checkpoint.pt")
+        if not path.exists():
+            raise gym.error.Error(f"{args.resume} has no checkpoint.pt to resume from")
+        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        if checkpoint["script"] != SCRIPT:
+            raise gym.error.Error(f"{args.resume} is a run of {checkpoint['script']}.py")
+        saved = Args(**checkpoint["args"])
+        args = tyro.cli(Args, args=argv, default=saved)
+        for name, value in vars(args).items():
+            if value != getattr(saved, name) and name not in MAY_CHANGE_ON_RESUME:
+                raise gym.error.Error(f"{name} of this run is {getattr(saved, name)}")
+    tenth = math.ceil(args.total_timesteps / 10)
+    args.eval_frequency = args.eval_frequency or tenth
+    args.checkpoint_frequency = args.checkpoint_frequency or tenth
+    args.check()
+    return args, checkpoint
+
+
+def log(writer: SummaryWriter, group: str, tasks: tuple, values: dict, global_step: int) -> None:
+    """Write values, each [N], to TensorBoard: their mean, and one for every task."""
+    for name, row in values.items():
+        writer.add_scalar(f"{group}/{name}", row.mean(), global_step)
+        for task, value in zip(tasks, row, strict=True):
+            writer.add_scalar(f"{group}/{name}/{task}", value, global_step)
+
+
+def main(argv: list[str] | None = None) -> Agent:
+    """Train, from the start or from a checkpoint. Returns the agent."""
+    args, checkpoint = parse_args(argv)
+    first_step = checkpoint["global_step"] if checkpoint else 0
+
+    method = SCRIPT if args.qmp else f"{SCRIPT}-no-qmp"
+    run_name = f"{args.env_id}__{method}__{args.seed}__{int(time.time())}".replace(":", "-")
+    run_dir = Path(args.resume or args.run_dir or f"runs/{run_name}").absolute()
+    if run_dir.exists() and not args.resume:
+        raise gym.error.Error(f"{run_dir} exists; choose another --run-dir, or --resume it")
+
+    # glibc keeps freed memory for the next update, which saves 5% of its time
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+    # seeding
+    random.seed(args.seed)
+    np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.num_threads)
-    device, signals = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu"), []
-    for number in (signal.SIGINT, signal.SIGTERM):  # the first stops after this turn, a second one at once
-        signal.signal(number, lambda number, _: (signals.append(number), signal.signal(number, signal.SIG_DFL)))
-    envs = make_vec(args.env_id, args.seed, args.vectorization)
-    N, O, A = envs.num_envs, envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
-    if envs.min_rewards is None and args.min_reward is None:
-        raise gym.error.Error(f"--min-reward is needed: the lowest reward of a step in {args.env_id} is not known")
-    min_rewards = envs.min_rewards if args.min_reward is None else [args.min_reward] * N
+    device = torch.device("cpu")
+    if args.cuda and torch.cuda.is_available():
+        device = torch.device("cuda")
+
+    # env setup
+    render_mode = "rgb_array" if args.capture_video else None
+    envs = make_vec(args.env_id, args.vectorization)
+    eval_envs = make_vec(args.env_id, args.vectorization, render_mode)
+    if checkpoint and checkpoint["tasks"] != envs.tasks:
+        raise gym.error.Error(f"the tasks of this run are {', '.join(checkpoint['tasks'])}")
+    min_rewards = envs.min_rewards
+    if args.min_reward is not None:
+        min_rewards = [args.min_reward] * envs.num_envs
+    if None in min_rewards:
+        raise gym.error.Error(
+            f"the lowest reward of a step in {args.env_id} is not known; give it as --min-reward"
+        )
     min_rewards = torch.tensor(min_rewards, dtype=torch.float32, device=device)  # [N]
+    N = envs.num_envs
+    O = envs.single_observation_space.shape[0]
+    A = envs.single_action_space.shape[0]
+
+    # agent setup
     agent = Agent(N, O, A, args).to(device)
     optimizers = {
         "q": torch.optim.Adam(agent.qf.parameters(), lr=args.q_lr, fused=True),
         "actor": torch.optim.Adam(agent.actor.parameters(), lr=args.policy_lr, fused=True),
         "alpha": torch.optim.Adam([agent.log_alpha], lr=args.q_lr, fused=True),
     }
-    rb = ReplayBuffer(N, O, A, min(args.buffer_size, math.ceil(max(args.total_timesteps, first_step) / N)), device)
-    mixture = Mixture(agent, args, args.own_policy_prob if args.qmp else 1.0)
-    compiled_update = torch.compile(update) if args.compile else update
-    run = Run(cwd, args, state, signals, mixture, {"envs": envs, "agent": agent, "replay": rb, **optimizers})
-    if state and (args.eval_only or state["interrupted"]):  # a signal came during an evaluation
-        run.evaluate(first_step)
-    if signals:
-        sys.exit(128 + signals[0])
-    if args.eval_only:
-        return None
-    steps, done = range(first_step + N, args.total_timesteps + N, N), first_step // N
-    started, new_episodes, state = time.time(), True, None
-    for global_step in tqdm(steps, initial=done, total=done + len(steps), unit="step", unit_scale=N, disable=None):
-        if new_episodes:  # at the start and after every checkpoint, from a seed that a resumed run knows too
+    turns = math.ceil(max(args.total_timesteps, first_step) / N)
+    rb = ReplayBuffer(N, O, A, min(args.buffer_size, turns), device)
+    mixture = Mixture(agent, args, use_switch=args.qmp and args.own_policy_prob < 1)
+    evaluated = {"own": Mixture(agent, args, use_switch=False, mean_actions=True)}
+    if args.eval_mixture:
+        evaluated["mixture"] = Mixture(agent, args, use_switch=True, mean_actions=True)
+    update_fn = torch.compile(update) if args.compile else update
+
+    # logging
+    wandb_id = checkpoint["wandb_id"] if checkpoint else None
+    if args.track:
+        import wandb
+
+        run = wandb.init(
+            project=args.wandb_project_name,
+            entity=args.wandb_entity,
+            name=run_dir.name,
+            config=vars(args),
+            id=wandb_id,
+            resume="allow",
+            sync_tensorboard=True,
+        )
+        wandb_id = run.id
+    run_dir.mkdir(parents=True, exist_ok=args.resume is not None)
+    command = "git describe --always --dirty"
+    git = subprocess.run(command, shell=True, cwd=FOLDER, capture_output=True, text=True)
+    record = {"script": SCRIPT, "git_commit": git.stdout.strip(), "args": vars(args)}
+    record["tasks"] = envs.tasks
+    record["versions"] = {name: version(name) for name in PACKAGES}
+    (run_dir / "args.json").write_text(json.dumps(record, indent=2))
+    writer = SummaryWriter(run_dir, purge_step=first_step + 1)
+    hyperparameters = [f"    {name}: {value}" for name, value in vars(args).items()]
+    writer.add_text("hyperparameters", "\n".join(hyperparameters))
+    csv_path = run_dir / "evaluations.csv"
+    csv_path.touch()
+
+    # checkpoints: all that changes in training, but for the environments, which start new episodes
+    parts = {"agent": agent, "replay": rb, "mixture": mixture, **optimizers}
+
+    def save_checkpoint(global_step: int) -> None:
+        state = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"script": SCRIPT, "args": vars(args), "tasks": envs.tasks, "wandb_id": wandb_id}
+        state |= {"global_step": global_step, "csv_size": csv_path.stat().st_size}
+        state |= {"torch_rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+        # A kill leaves the old checkpoint or the new one, whole.
+        torch.save(state, run_dir / "checkpoint.tmp")
+        os.replace(run_dir / "checkpoint.tmp", run_dir / "checkpoint.pt")
+
+    if checkpoint:
+        for name, part in parts.items():
+            part.load_state_dict(checkpoint[name])
+        torch.set_rng_state(checkpoint["torch_rng"])
+        if len(checkpoint["cuda_rng"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+        os.truncate(csv_path, checkpoint["csv_size"])  # later rows are written again
+        del checkpoint
+    else:
+        save_checkpoint(0)
+    replay_size = sum(field.nbytes for field in rb.data) / 2**30
+    print(f"{args.env_id}: {', '.join(envs.tasks)}; {device}; replay of {replay_size:.1f} GiB")
+    print(f"results in {run_dir}; to plot: python benchmark/plot.py {run_dir}")
+
+    # TRAIN
+    start_time = time.time()
+    start_episodes = True
+    steps = range(first_step + N, args.total_timesteps + N, N)
+    for global_step in tqdm(steps, unit="step", unit_scale=N, disable=None):
+        is_last = global_step == steps[-1]
+        if start_episodes:  # after a checkpoint, from a seed that a resumed run knows too
             obs, _ = envs.reset(seed=[args.seed, global_step - N, 1])
-        at_random = global_step <= args.learning_starts
-        actions = (2 * torch.rand(N, A) - 1).numpy() if at_random else mixture.act(obs, envs.episode_lengths)
+
+        # ALGO LOGIC: act, each task by its mixture
+        if global_step <= args.learning_starts:
+            actions = (2 * torch.rand(N, A) - 1).numpy()
+        else:
+            actions = mixture.act(obs, envs.episode_lengths)
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
-        rb.add(obs, actions, rewards, infos["real_next_obs"], terminations, terminations & ~infos["succeeded"])
+        failures = terminations & (infos["success"] != 1)
+        rb.add(obs, actions, rewards, infos["real_next_obs"], terminations, failures)
         obs = next_obs
         for i in np.flatnonzero(terminations | truncations):
             for name in ("episodic_return", "episodic_length"):
-                run.writer.add_scalar(f"charts/{name}/{envs.tasks[i]}", infos["episode"][name][i], global_step)
-        if global_step > args.learning_starts and global_step % (args.train_frequency * N) == 0:
+                value = infos["episode"][name][i]
+                writer.add_scalar(f"charts/{name}/{envs.tasks[i]}", value, global_step)
+
+        # ALGO LOGIC: learn, each task from its own data
+        turn = global_step // N
+        if global_step > args.learning_starts and turn % args.train_frequency == 0:
             for _ in range(args.gradient_steps):
-                data, borrowed = rb.sample(args.batch_size), rb.sample_others(args.batch_size, min_rewards)
-                info = compiled_update(agent, optimizers, data, borrowed, args)
-            if global_step % (100 * args.train_frequency * N) == 0:
-                run.log("losses", {name: values.cpu().numpy() for name, values in info.items()}, global_step)
-                run.writer.add_scalar("charts/SPS", (global_step - first_step) / (time.time() - started), global_step)
-        if global_step % args.eval_frequency < N or global_step == steps[-1]:
-            run.evaluate(global_step)
-        new_episodes = global_step % args.checkpoint_frequency < N or global_step == steps[-1] or signals
-        if new_episodes:
-            run.save(global_step)
-            if signals:
-                print(f"stopped at step {global_step}; to go on: python {SCRIPT.name} --resume {run.dir}")
-                sys.exit(128 + signals[0])
-    run.writer.close()
-    print(f"step {first_step + N * len(steps)}: results in {run.dir}; to plot: python benchmark/plot.py {run.dir}")
+                data = rb.sample(args.batch_size)
+                borrowed = rb.sample_others(args.batch_size, min_rewards)
+                info = update_fn(agent, optimizers, data, borrowed, args)
+            if turn % (100 * args.train_frequency) == 0:
+                losses = {name: values.cpu().numpy() for name, values in info.items()}
+                log(writer, "losses", envs.tasks, losses, global_step)
+                speed = (global_step - first_step) / (time.time() - start_time)
+                writer.add_scalar("charts/SPS", speed, global_step)
+
+        # evaluate, in the first turn at or after each multiple of eval_frequency
+        if global_step % args.eval_frequency < N or is_last:
+            shares, advantages = mixture.pop_statistics()  # [N, P], [N], of training
+            switch = {"own_policy": shares.diagonal(), "advantage": advantages}
+            log(writer, "switch", envs.tasks, switch, global_step)
+            seed = [args.seed, global_step, 2]
+            for acting, actor in evaluated.items():
+                video = None
+                if args.capture_video:
+                    video = run_dir / "videos" / f"{acting}-{global_step}.mp4"
+                rows = evaluate(eval_envs, actor, args.eval_episodes, seed, video)
+                group = "eval" if acting == "own" else "eval_mixture"
+                log(writer, group, envs.tasks, rows[[*envs.metrics]], global_step)
+                rows.insert(0, "global_step", global_step)
+                rows.insert(1, "acting", acting)
+                rows[[f"acted/{task}" for task in envs.tasks]] = shares
+                is_empty = csv_path.stat().st_size == 0
+                rows.to_csv(csv_path, mode="a", header=is_empty, index=False)
+                tqdm.write(f"step {global_step:,}, {acting}\n{format_table(rows)}")
+
+        # checkpoint, after which environments start new episodes
+        start_episodes = global_step % args.checkpoint_frequency < N or is_last
+        if start_episodes:
+            if not all(parameter.isfinite().all() for parameter in agent.parameters()):
+                raise FloatingPointError(f"a weight is not finite at step {global_step}")
+            writer.flush()
+            save_checkpoint(global_step)
+
+    envs.close()
+    eval_envs.close()
+    writer.close()
     return agent
 
 
-class Run:
-    """A run's folder: args.json, TensorBoard events, evaluations.csv, checkpoint.pt (restored from `state`), videos."""
-
-    def __init__(self, cwd: Path, args: Args, state: dict | None, signals: list, mixture: Mixture, parts: dict):
-        self.args, self.signals, self.mixture, self.parts, self.interrupted = args, signals, mixture, parts, False
-        method, now = f"{SCRIPT.stem}{'' if args.qmp else '-no-qmp'}", f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        name = f"{args.env_id.replace(':', '-')}__{method}__{args.seed}__{now}"
-        self.dir = cwd / (args.resume or args.run_dir or f"runs/{name}")
-        self.csv = self.dir / ("final_evaluation.csv" if args.eval_only else "evaluations.csv")
-        dead = (self.dir / "running.lock").exists() and not (self.dir / "checkpoint.pt").exists()  # and can start again
-        if self.dir.exists() and not args.resume and not dead:
-            raise gym.error.Error(f"{self.dir} exists; choose another --run-dir, or go on with --resume")
-        render_mode = "rgb_array" if args.capture_video else None
-        self.envs = make_vec(args.env_id, args.seed, args.vectorization, render_mode, evaluation=True)
-        print(f"{args.env_id}: {', '.join(self.envs.tasks)}; {mixture.tasks.device}; in {self.csv}")
-        if state:  # all that changes in training, but for the environments, which start new episodes
-            for name, part in parts.items():
-                part.load_state_dict(state[name])
-            mixture.totals.copy_(state["totals"])
-            torch.set_rng_state(state["rng"])
-            torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
-        if args.eval_only:
-            return
-        try:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            self.lock = FileLock(self.dir / "running.lock").acquire(blocking=False)  # one process per folder
-        except OSError as error:  # filelock's Timeout is one
-            raise gym.error.Error(f"cannot use {self.dir}, or another run does: {error}") from None
-        self.wandb_id = (state and state["wandb_id"]) or (args.track and os.urandom(8).hex())
-        if args.track:
-            import wandb
-
-            config = {"project": args.wandb_project_name, "entity": args.wandb_entity, "config": vars(args)}
-            try:
-                wandb.init(**config, name=self.dir.name, id=self.wandb_id, resume="allow", sync_tensorboard=True)
-            except wandb.errors.Error as error:
-                raise gym.error.Error(f"--track: {error} (WANDB_MODE=offline needs no account)") from None
-        open(self.csv, "r+" if state else "w").truncate(state["csv_size"] if state else 0)  # later rows are made again
-        git = os.popen(f"git -C '{SCRIPT.parent}' describe --always --dirty 2>/dev/null").read().strip()
-        record = {"args": vars(args), "tasks": self.envs.tasks, "cpu": torch.backends.cpu.get_cpu_capability()}
-        record["versions"] = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco", "metaworld")}
-        (self.dir / "args.json").write_text(json.dumps({"script": SCRIPT.stem, "git_commit": git} | record, indent=2))
-        self.writer = SummaryWriter(self.dir, purge_step=state["global_step"] + 1 if state else 0)
-        self.writer.add_text("hyperparameters", "\n".join(f"    {k}: {v}" for k, v in vars(args).items()))
-
-    def log(self, group: str, values: dict[str, np.ndarray], global_step: int) -> None:
-        """Write values, each [N], to TensorBoard: their mean, and every task's."""
-        for name, numbers in values.items():
-            self.writer.add_scalar(f"{group}/{name}", numbers.mean(), global_step)
-            for task, value in zip(self.envs.tasks, numbers, strict=True):
-                self.writer.add_scalar(f"{group}/{name}/{task}", value, global_step)
-
-    def evaluate(self, global_step: int) -> None:
-        """Evaluate the tasks' own policies, and if asked for their mixtures: rows of a CSV file, a table, a video."""
-        args, envs, totals, found = self.args, self.envs, self.mixture.totals, {}
-        statistics = (totals / totals[:, :-1].sum(1, keepdim=True)).cpu().numpy()  # [N, P + 1], NaN of no steps
-        for acting in ("own", "mixture") if args.eval_mixture or args.eval_only else ("own",):
-            actor = Mixture(self.mixture.agent, args, own_policy_prob=float(acting == "own"), mean_actions=True)
-            video = self.dir / "videos" / f"{acting}-{global_step}.mp4" if args.capture_video else None
-            found[acting] = evaluate(envs, actor, args.eval_episodes, [args.seed, global_step, 2], video, self.signals)
-        self.interrupted = any(rows is None for rows in found.values())  # by a signal
-        if self.interrupted:
-            return
-        for acting, rows in found.items():
-            if acting == "own" and not args.eval_only:
-                totals.zero_()
-                rows[[f"acted/{task}" for task in envs.tasks]] = statistics[:, :-1]  # in training
-                self.log("switch", {"own_policy": statistics.diagonal(), "advantage": statistics[:, -1]}, global_step)
-            if not args.eval_only:
-                self.log({"own": "eval", "mixture": "eval_mixture"}[acting], rows[[*envs.metrics]], global_step)
-            rows = rows.assign(global_step=global_step, acting=acting)[["global_step", "acting", *rows]]
-            first = acting == "own" if args.eval_only else not self.csv.stat().st_size
-            rows.to_csv(self.csv, mode="w" if first else "a", header=first, index=False)
-            tqdm.write(f"step {global_step:,}, {acting}\n{format_table(rows)}")
-
-    def save(self, global_step: int) -> None:
-        """Write checkpoint.pt, whole or not at all."""
-        N, layers = self.envs.num_envs, self.mixture.agent.parameters()
-        if bad := [(len(x), k) for x in layers for k, one in enumerate(x) if not one.isfinite().all()]:
-            tasks = {self.envs.tasks[k % N] for size, k in bad if size % N == 0}  # stacks of other sizes are shared
-            raise FloatingPointError(f"weights are not finite, of {', '.join(sorted(tasks)) or 'all tasks'}")
-        self.writer.flush()
-        state = {name: part.state_dict() for name, part in self.parts.items()} | {"totals": self.mixture.totals}
-        state |= {SCRIPT.name: vars(self.args) | {"resume": None}, "tasks": self.envs.tasks, "global_step": global_step}
-        state |= {"csv_size": self.csv.stat().st_size, "interrupted": self.interrupted, "wandb_id": self.wandb_id}
-        state |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
-        try:
-            torch.save(state, self.dir / "checkpoint.tmp")
-        except RuntimeError as error:  # as PyTorch reports a full disk
-            raise OSError(f"cannot write {self.dir / 'checkpoint.tmp'}: {error}") from None
-        os.replace(self.dir / "checkpoint.tmp", self.dir / "checkpoint.pt")
-
-
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # for log files, and in any encoding
     try:
         main()
-    except (gym.error.Error, OSError, FloatingPointError) as error:
-        print(f"{SCRIPT.name}: error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, gym.error.Error) else 1)
+    except gym.error.Error as error:  # bad input: one line instead of a traceback
+        print(f"{SCRIPT}.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
