@@ -1,4 +1,4 @@
-"""Tests of envs/kitchen.py: the numbers of FrankaKitchen-v1, and rewards from the state."""
+"""envs/kitchen.py: the numbers of FrankaKitchen-v1, and rewards from the state."""
 
 import math
 
@@ -29,18 +29,28 @@ def actions(steps: int) -> np.ndarray:
 def test_numbers_are_those_of_the_package(package):
     names = ["slide cabinet", "hinge cabinet", "bottom burner", "top burner", "light switch"]
     for element, name in zip(ELEMENTS, names, strict=True):
-        assert np.arange(30)[element.joints].tolist() == kitchen_env.OBS_ELEMENT_INDICES[name].tolist()
+        assert (
+            np.arange(30)[element.joints].tolist() == kitchen_env.OBS_ELEMENT_INDICES[name].tolist()
+        )
         assert list(element.active) == kitchen_env.OBS_ELEMENT_GOALS[name].tolist()
     robot = package.robot_env
     assert robot.frame_skip == kitchen.FRAME_SKIP and robot.dt == kitchen.STEP_SECONDS
     assert np.array_equal(kitchen.START, robot.init_qpos)
-    assert np.array_equal(np.stack((kitchen.SERVO_LOW, kitchen.SERVO_HIGH)).T, robot.robot_pos_bound[:9])
+    assert np.array_equal(
+        np.stack((kitchen.SERVO_LOW, kitchen.SERVO_HIGH)).T, robot.robot_pos_bound[:9]
+    )
 
 
 @pytest.mark.parametrize("visual", [False, True])
 def test_joints_and_sites_belong_to_their_elements(visual):
     model = load_model(visual)
-    joints = ["slide_cabinet", "right_hinge_cabinet", "knob_Joint_2", "knob_Joint_4", "light_switch"]
+    joints = [
+        "slide_cabinet",
+        "right_hinge_cabinet",
+        "knob_Joint_2",
+        "knob_Joint_4",
+        "light_switch",
+    ]
     for element, joint in zip(ELEMENTS, joints, strict=True):
         moving = model.joint(joint)
         index = 21 if element.name == "hinge-cabinet" else element.joints.start
@@ -48,7 +58,7 @@ def test_joints_and_sites_belong_to_their_elements(visual):
 
 
 def test_physics_equal_the_package_bit_for_bit(package, monkeypatch):
-    """In contact with the kitchen, too, although the simulated model lacks the geoms that are only seen."""
+    """In contact with the kitchen, too, though the model lacks the geoms that are only seen."""
     monkeypatch.setattr(kitchen, "NOISE", np.zeros(30))
     env = KitchenMT10(0)
     env.reset(seed=0)
@@ -71,7 +81,9 @@ def test_starts_at_the_goal_of_the_opposite_task(task):
     env.reset(seed=task)
     assert env.data.qpos[joints].tolist() == opposite.goal[joints].tolist()
     others = np.delete(np.arange(30), joints)
-    assert env.data.qpos[others].tolist() == kitchen.START[others].tolist() and not env.data.qvel.any()
+    assert (
+        env.data.qpos[others].tolist() == kitchen.START[others].tolist() and not env.data.qvel.any()
+    )
     assert not np.delete(env.goal, joints).any()
     inactive = env.goal[joints] if task % 2 else opposite.goal[joints]
     assert np.abs(inactive).max() < 0.007
@@ -81,7 +93,9 @@ def test_starts_at_the_goal_of_the_opposite_task(task):
 
 def test_noise_of_the_observation():
     env = KitchenMT10(5)
-    bounds = np.full(30, 0.01)  # the robot, doors that turn, the kettle's quaternion but for its last entry
+    bounds = np.full(
+        30, 0.01
+    )  # the robot, doors that turn, the kettle's quaternion but for its last entry
     bounds[[9, 10, 17, 18, 19, 23, 24, 25, 29]] = 5e-4
     bounds[11:17] = 5e-5
     seen = np.stack([env.reset(seed=seed)[0] for seed in range(300)])
@@ -109,7 +123,7 @@ def test_servos_start_from_the_observed_position():
 
 
 def reach_distances(env: KitchenMT10) -> tuple[float, float]:
-    """Distances of the fingers' midpoint and of the site `end_effector` from the element, in the other model."""
+    """Distances of the fingers' midpoint and of `end_effector` from the element, in the other model."""
     model = load_model(visual=True)
     data = mujoco.MjData(model)
     data.qpos[:] = env.data.qpos
@@ -131,7 +145,11 @@ def test_reward_follows_from_the_state(task):
     env.reset(seed=task)
     joints = env.element.joints
     d0, r0 = math.dist(env.start[joints], env.goal[joints]), reach_distances(env)[1]
-    limit = 0.1 if TASKS[task] in ("slide-cabinet-open", "slide-cabinet-close", "hinge-cabinet-open") else 0.3
+    limit = (
+        0.1
+        if TASKS[task] in ("slide-cabinet-open", "slide-cabinet-close", "hinge-cabinet-open")
+        else 0.3
+    )
     shares, rewards = np.linspace(0, 0.9 * (1 - limit / d0), 25), []
     for share, action in zip(shares, actions(25), strict=True):
         env.data.qpos[joints] = (1 - share) * env.start[joints] + share * env.goal[joints]
@@ -139,7 +157,12 @@ def test_reward_follows_from_the_state(task):
         d, r = math.dist(obs[joints], env.goal[joints]), reach_distances(env)[0]
         expected = 20 * (0.4 * gaussian(d, limit, d0) + 0.6 * gaussian(r, 0.08, r0) - 1)
         assert d >= limit and reward == pytest.approx(expected, abs=5e-5) and -20 <= reward <= 0
-        assert type(reward) is float and info == {"success": False} and not terminated and not truncated
+        assert (
+            type(reward) is float
+            and info == {"success": False}
+            and not terminated
+            and not truncated
+        )
         rewards.append(reward)
     assert max(rewards) > min(rewards) + 1
 
@@ -175,8 +198,11 @@ def test_render(opengl):
         env.reset(seed=0)
     frames = [env.render() for env in (closing, opening)]
     assert all(frame.shape == (320, 320, 3) and frame.std() > 20 for frame in frames)
-    # The goal is drawn in green where the door is to go: in the right-hand half, or to the left of it.
-    green = [np.flatnonzero(np.all(frame[..., 1:2] > frame[..., ::2] + 60.0, axis=2)) % 320 for frame in frames]
+    # The goal is drawn in green where the door is to go: on the right, or to the left of it.
+    green = [
+        np.flatnonzero(np.all(frame[..., 1:2] > frame[..., ::2] + 60.0, axis=2)) % 320
+        for frame in frames
+    ]
     assert min(map(len, green)) > 500 and green[0].mean() + 40 < green[1].mean()
     closing.close()
     opening.close()

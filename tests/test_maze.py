@@ -1,13 +1,14 @@
-"""Tests of envs/maze.py: the maze itself, gymnasium-robotics' dynamics, and a follower that solves every task."""
+"""envs/maze.py: the maze, gymnasium-robotics' dynamics, and a follower that solves every task."""
 
 import math
 from collections import deque
 
-import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium_robotics.envs.maze.maps import LARGE_MAZE
+from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
 
-from envs.maze import CELLS, TASKS, WALLS, Maze, center, place
+from envs.maze import CELLS, TASKS, WALLS, Maze, center, make_tasks, place
 
 D4RL_LARGE = """
 ############
@@ -22,7 +23,7 @@ D4RL_LARGE = """
 """
 
 
-def shortest_way(start: tuple[int, int], goal: tuple[int, int]) -> list[tuple[int, int]]:
+def shortest_way(start, goal):
     """Cells from start to goal, both included, by breadth-first search."""
     before, queue = {start: None}, deque([start])
     while queue:
@@ -38,20 +39,8 @@ def shortest_way(start: tuple[int, int], goal: tuple[int, int]) -> list[tuple[in
     return way[::-1]
 
 
-def cell_of(position: np.ndarray) -> tuple[int, int]:
-    return math.floor(4.5 - position[1]), math.floor(position[0] + 6)
-
-
-def pushes(steps: int, seed: int = 7) -> np.ndarray:
-    """Actions that each last for twenty steps, so that the point runs into walls."""
-    return np.random.default_rng(seed).uniform(-1, 1, (steps // 20, 2)).repeat(20, axis=0).astype(np.float32)
-
-
-def test_maze_is_d4rls_large():
+def test_maze_is_d4rls_large_with_ways_of_nine_to_fifteen_moves():
     assert [[c == "#" for c in row] for row in D4RL_LARGE.split()] == WALLS.tolist()
-
-
-def test_ways_have_nine_to_fifteen_moves():
     moves = [len(shortest_way(*cells)) - 1 for cells in CELLS]
     assert len(moves) == len(set(TASKS)) == 10 and min(moves) == 9 and max(moves) == 15
     assert all(not WALLS[cell] for cells in CELLS for cell in cells)
@@ -59,18 +48,18 @@ def test_ways_have_nine_to_fifteen_moves():
 
 @pytest.mark.parametrize("task", range(10))
 def test_follower_solves_every_task(task):
-    """PD control along cell centres to the goal, within the time limit; only reaching the goal ends the episode."""
-    env = gym.make("qmp/Maze-v0", task=task)
+    """PD control along cell centres, within the time limit; only the goal ends the episode."""
+    env = make_tasks()[TASKS[task]]()
     obs, _ = env.reset(seed=task)
     way = shortest_way(*CELLS[task])
-    assert cell_of(obs) == way[0]
+    assert (math.floor(4.5 - obs[1]), math.floor(obs[0] + 6)) == way[0]  # the cell of the start
     way = deque([*(center(*cell) for cell in way[:-1]), place(*way[-1])])
     terminated = truncated = False
     while not (terminated or truncated):
         if len(way) > 1 and math.dist(way[0], obs[:2]) < 0.3:
             way.popleft()
-        action = np.clip(2.0 * (np.array(way[0]) - obs[:2]) - 0.4 * obs[2:], -1, 1).astype(np.float32)
-        obs, _, terminated, truncated, info = env.step(action)
+        action = np.clip(2.0 * (np.array(way[0]) - obs[:2]) - 0.4 * obs[2:], -1, 1)
+        obs, _, terminated, truncated, info = env.step(action.astype(np.float32))
         assert info["success"] is terminated
     assert terminated and not truncated
     assert math.dist(obs[:2], place(*CELLS[task][1])) <= 0.5 + 1e-6
@@ -80,9 +69,11 @@ def test_reset_distribution():
     env = Maze(5)
     starts = np.stack([env.reset(seed=seed)[0] for seed in range(500)])
     noise = starts[:, :2] - (1.7, 2.8)
-    assert np.abs(noise).max() <= 0.1 + 1e-6 and np.all(noise.max(0) > 0.09) and np.all(noise.min(0) < -0.09)
+    assert np.abs(noise).max() <= 0.1 + 1e-6
+    assert np.all(noise.max(0) > 0.09) and np.all(noise.min(0) < -0.09)
     assert noise.std(0) == pytest.approx(0.1 / 3**0.5, rel=0.15)
-    assert starts[:, 2:].std(0) == pytest.approx(0.1, rel=0.15) and np.abs(starts[:, 2:].mean(0)).max() < 0.02
+    assert starts[:, 2:].std(0) == pytest.approx(0.1, rel=0.15)
+    assert np.abs(starts[:, 2:].mean(0)).max() < 0.02
     assert np.abs(np.corrcoef(starts.T) - np.eye(4)).max() < 0.15
 
 
@@ -94,10 +85,10 @@ def test_reward_and_success(task):
     goal = np.array([column - 5.3, 3.8 - row])
     seen = set()
     for _ in range(200):
-        env.qpos[:], env.qvel[:] = goal + rng.uniform(-0.4, 0.4, 2), 0.0
-        obs, reward, terminated, truncated, info = env.step(rng.uniform(-1, 1, 2).astype(np.float32))
-        distance = np.sqrt(((env.qpos - goal) ** 2).sum())
-        assert obs.tolist() == np.float32([*env.qpos, *env.qvel]).tolist()
+        env.data.qpos[:], env.data.qvel[:] = goal + rng.uniform(-0.4, 0.4, 2), 0.0
+        obs, reward, terminated, truncated, info = env.step(rng.uniform(-1, 1, 2))
+        distance = np.sqrt(((env.data.qpos - goal) ** 2).sum())
+        assert obs.tolist() == np.float32([*env.data.qpos, *env.data.qvel]).tolist()
         assert type(reward) is float and reward == pytest.approx(np.exp(-distance) - 1, abs=1e-12)
         assert terminated is info["success"] is bool(distance <= 0.5) and truncated is False
         seen.add(terminated)
@@ -106,15 +97,14 @@ def test_reward_and_success(task):
 
 def test_dynamics_are_gymnasium_robotics():
     """Bit for bit from the same state under the same actions, with and without walls in the way."""
-    from gymnasium_robotics.envs.maze.maps import LARGE_MAZE
-    from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
-
     theirs, ours = PointMazeEnv(maze_map=LARGE_MAZE), Maze(2)
     theirs.reset(seed=0)
     start = ours.reset(seed=0)[0]
-    theirs.point_env.set_state(ours.qpos.copy(), ours.qvel.copy())
+    theirs.point_env.set_state(ours.data.qpos.copy(), ours.data.qvel.copy())
     touched = False
-    for action in pushes(600):
+    # Each push lasts for twenty steps, so that the point runs into walls.
+    pushes = np.random.default_rng(7).uniform(-1, 1, (30, 2)).repeat(20, axis=0)
+    for action in pushes.astype(np.float32):
         expected = theirs.step(action)[0]["observation"]
         obs = ours.step(action)[0]
         touched |= ours.data.ncon > 1  # one contact is with the ground
@@ -125,6 +115,7 @@ def test_dynamics_are_gymnasium_robotics():
 def test_velocity_and_action_are_clipped():
     env, twin = Maze(0), Maze(0)
     env.reset(seed=0), twin.reset(seed=0)
-    env.qvel[:], twin.qvel[:] = (50.0, 0.0), (5.0, 0.0)
-    assert env.step(np.float32([9, -9]))[0].tolist() == twin.step(np.float32([1, -1]))[0].tolist()
-    assert 5 < env.qvel[0] < 5.25
+    env.data.qvel[:], twin.data.qvel[:] = (50.0, 0.0), (5.0, 0.0)
+    clipped = twin.step(np.float32([1, -1]))[0].tolist()
+    assert env.step(np.float32([9, -9]))[0].tolist() == clipped
+    assert 5 < env.data.qvel[0] < 5.25

@@ -1,4 +1,4 @@
-"""Tests of envs/meta_world_cds.py: Meta-World's rewards and motion, both objects in every task, places."""
+"""envs/meta_world_cds.py: Meta-World's rewards and motion, both objects in every task, places."""
 
 import pickle
 import warnings
@@ -15,14 +15,19 @@ from envs.meta_world_cds import APART, BOXES, TASKS, MetaWorldCDS
 ALL = range(4)
 OBJECTS = ("door", "door", "drawer", "drawer")
 JOINTS = ("doorjoint", "doorjoint", "goal_slidey", "goal_slidey")
-OWN = (slice(11, 18), slice(11, 18), slice(4, 11), slice(4, 11))  # where the task's object is observed
+OWN = (
+    slice(11, 18),
+    slice(11, 18),
+    slice(4, 11),
+    slice(4, 11),
+)  # where the task's object is observed
 OPEN = (-1.3, -1.3, -0.15, -0.15)  # of the task's joint
 
 
 class Controller:
-    """Solves `task` from our observations: Meta-World's scripted policy, which to open starts from above the handle.
+    """Solves `task` from our observations: Meta-World's scripted policy.
 
-    Without that it runs into the handle, because the door stands further to the left than Meta-World's.
+    To open it starts from above, because the door stands further to the left than Meta-World's.
     """
 
     def __init__(self, task: int):
@@ -35,10 +40,14 @@ class Controller:
         if self.approaching:
             way = handle + (0.01, 0.02, 0.3) - hand
             self.approaching = np.linalg.norm(way) > 0.03
-            return np.clip([*(25 * way if way[2] < 0.03 else (0, 0, 1)), -1], -1, 1).astype(np.float32)  # first up
+            return np.clip([*(25 * way if way[2] < 0.03 else (0, 0, 1)), -1], -1, 1).astype(
+                np.float32
+            )  # first up
         theirs = np.zeros(39)
         theirs[:4], theirs[4:7], theirs[36:] = obs[:4], handle, obs[18:]
-        theirs[6] += 0.05 * (TASKS[self.task] == "drawer-close")  # which is where the policy takes the handle to be
+        theirs[6] += 0.05 * (
+            TASKS[self.task] == "drawer-close"
+        )  # which is where the policy takes the handle to be
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "Constant(s) may be too high"
             return np.clip(self.policy.get_action(theirs), -1, 1).astype(np.float32)
@@ -56,10 +65,14 @@ def place(env: MetaWorldCDS, name: str) -> np.ndarray:
 
 
 def make_plain(env: MetaWorldCDS, task: int):
-    """Meta-World's own environment of the task, its object and the hand where they start in `env`."""
+    """Meta-World's own environment, its object and the hand where they start in `env`."""
     env_cls = ALL_V3_ENVIRONMENTS[f"{TASKS[task]}-v3"]
     plain = env_cls()
-    settings = {"env_cls": env_cls, "rand_vec": place(env, OBJECTS[task]), "partially_observable": False}
+    settings = {
+        "env_cls": env_cls,
+        "rand_vec": place(env, OBJECTS[task]),
+        "partially_observable": False,
+    }
     plain.set_task(Task(env_name=TASKS[task], data=pickle.dumps(settings)))
     plain.hand_init_pos = env.env.hand_init_pos
     plain.reset()
@@ -67,14 +80,14 @@ def make_plain(env: MetaWorldCDS, task: int):
 
 
 def mixed_actions(task: int):
-    """A controller that solves the task, with a random action at every tenth step to meet more states."""
+    """A controller that solves the task, with a random action at every tenth step."""
     controller, rng = Controller(task), np.random.default_rng(task)
     return lambda i, obs: controller(obs) if i % 10 else rng.uniform(-1, 1, 4).astype(np.float32)
 
 
 @pytest.mark.parametrize("task", ALL)
 def test_rewards_and_observations_are_metaworlds(task):
-    """Those of Meta-World's own environment put into the same state, at every step from the start to success.
+    """Those of Meta-World's own environment put into the same state, from the start to success.
 
     But in drawer-close the handle is taken to be where it is, not 5 cm above.
     """
@@ -93,7 +106,9 @@ def test_rewards_and_observations_are_metaworlds(task):
             theirs[6:11] = theirs[6] - 0.05, 1, 0, 0, 0  # nor does it have a quaternion
         expected, expected_info = plain.evaluate_state(theirs, action)
         assert reward == pytest.approx(expected, rel=1e-9) and type(reward) is float
-        assert info == {"success": bool(expected_info["success"])} and not terminated and not truncated
+        assert (
+            info == {"success": bool(expected_info["success"])} and not terminated and not truncated
+        )
         assert obs[:4] == pytest.approx(theirs[:4], abs=1e-6)
         assert obs[OWN[task]] == pytest.approx(theirs[4:11], abs=1e-6)
         assert obs[18:] == pytest.approx(theirs[36:], abs=1e-6)
@@ -124,7 +139,7 @@ def test_motion_is_metaworlds(task):
 
 @pytest.mark.parametrize("task, helper", [(0, 2), (1, 2), (2, 0), (3, 0)])
 def test_the_other_object_can_be_opened_too(task, helper):
-    """By the other task's controller; the task's own object does what it does if nothing touches it."""
+    """By the other task's controller; the own object does what it does if nothing touches it."""
     env, idle = MetaWorldCDS(task), MetaWorldCDS(task)
     before, _ = obs, _ = env.reset(seed=1)
     idle.reset(seed=1)
@@ -132,7 +147,9 @@ def test_the_other_object_can_be_opened_too(task, helper):
     for _ in range(200):
         obs, *_ = env.step(controller(obs))
         untouched, *_ = idle.step(np.zeros(4, np.float32))
-    assert joint(env, JOINTS[helper]) < OPEN[helper] and joint(idle, JOINTS[helper]) == pytest.approx(0, abs=1e-3)
+    assert joint(env, JOINTS[helper]) < OPEN[helper] and joint(
+        idle, JOINTS[helper]
+    ) == pytest.approx(0, abs=1e-3)
     assert obs[OWN[task]] == pytest.approx(untouched[OWN[task]], abs=1e-3)
     assert np.linalg.norm((obs - before)[OWN[helper]][:3]) > 0.15
 
@@ -142,7 +159,7 @@ def test_the_other_object_can_be_opened_too(task, helper):
 
 @pytest.mark.parametrize("task", ALL)
 def test_starts(task):
-    """The task's object all over its box, the other apart; the hand where it should be; the goal at its distance."""
+    """The object all over its box, the other apart; the hand in its place; the goal at a distance."""
     env = MetaWorldCDS(task)
     other = "drawer" if OBJECTS[task] == "door" else "door"
     places, observed = [], []
@@ -156,7 +173,9 @@ def test_starts(task):
     places, observed = np.array(places), np.array(observed)
     low, high = np.array(BOXES[OBJECTS[task]])
     assert np.all(places >= low) and np.all(places <= high)
-    assert np.all(places.min(0) <= low + 0.1 * (high - low)) and np.all(places.max(0) >= high - 0.1 * (high - low))
+    assert np.all(places.min(0) <= low + 0.1 * (high - low)) and np.all(
+        places.max(0) >= high - 0.1 * (high - low)
+    )
     assert places.mean(0) == pytest.approx((low + high) / 2, abs=0.02)
     goal = [(-0.3, -0.45, 0.0), (0.2, -0.2, 0.0), (0.0, -0.36, 0.09), (0.0, -0.16, 0.09)][task]
     assert observed[:, 18:] - places == pytest.approx(np.tile(goal, (40, 1)), abs=1e-6)
@@ -164,5 +183,7 @@ def test_starts(task):
     assert observed[:, OWN[(task + 2) % 4]][:, :3] == pytest.approx(
         np.tile(handle[other] + np.array(APART[other]), (40, 1)), abs=2e-3
     )
-    assert observed[:, :3] == pytest.approx(np.tile((-0.6 * (task == 1), 0.6, 0.2), (40, 1)), abs=0.02)
+    assert observed[:, :3] == pytest.approx(
+        np.tile((-0.6 * (task == 1), 0.6, 0.2), (40, 1)), abs=0.02
+    )
     assert np.all(observed[:, 3] > 0.9)  # the gripper is open

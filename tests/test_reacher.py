@@ -1,4 +1,4 @@
-"""Tests of envs/reacher.py: the arm's model, its rewards, stages and pictures; a controller solves every task."""
+"""envs/reacher.py: model, rewards, stages, pictures; a controller solves every task."""
 
 import math
 
@@ -22,15 +22,14 @@ def hand_position(env: MultistageReacher) -> np.ndarray:
 
 
 def controller(env: MultistageReacher) -> np.ndarray:
-    """A spring and a damper pull the hand to its sub-goal (Jacobian transpose), gravity being made up for.
+    """A spring and a damper pull the hand to its sub-goal, gravity being made up for.
 
-    Joint 2 is too weak for some places: while it is overtaxed and the hand too low, the elbow folds the arm, which then
-    can rise.
+    Joint 2 is too weak for some places: while the hand is too low, the elbow folds the arm.
     """
     data = env.data
     jacobian = np.zeros((3, 6))
     mujoco.mj_jacBody(env.model, data, jacobian, None, env.model.body("hand").id)
-    error = env.goals[env.stage] - env.xpos[env.hand]
+    error = env.goals[env.stage] - env.data.xpos[env.hand]
     force = 150.0 * (error + [0.0, 0.0, 0.03]) - 25.0 * (jacobian @ data.qvel)
     torque = data.qfrc_bias + jacobian.T @ force - 0.1 * data.qvel
     if abs(torque[1]) > GEARS[1] and error[2] > 0.03:
@@ -38,10 +37,9 @@ def controller(env: MultistageReacher) -> np.ndarray:
     return np.clip(torque / GEARS, -1.0, 1.0).astype(np.float32)
 
 
-def expected_reward(task: int, distance: float, action: np.ndarray, data: mujoco.MjData, stages: int) -> float:
-    control = (
-        -0.01 * np.sum(action.astype(float) ** 2) - 1e-3 * np.abs(data.qvel).mean() - 1e-5 * np.abs(data.qacc).mean()
-    )
+def expected_reward(task, distance, action, data, stages):
+    control = -0.01 * np.sum(action.astype(float) ** 2)
+    control -= 1e-3 * np.abs(data.qvel).mean() + 1e-5 * np.abs(data.qacc).mean()
     if task == 1:
         return control - distance - 2 + 200 * (distance < 0.05)
     if task == 4:
@@ -64,17 +62,16 @@ def test_model():
     assert model.jnt_limited.all() and model.qpos0.tolist() == INITIAL_POSE.tolist()
     assert set(model.dof_damping) == {0.5} and set(model.dof_armature) == {0.01}
     assert set(model.geom_margin) == {0.001}
-    radius, half_length, _ = model.geom(
-        model.ngeom - 1
-    ).size  # the hand, which begins at its joint and ends 12 cm from it
-    assert np.linalg.norm(model.geom(model.ngeom - 1).pos) == pytest.approx(half_length)
+    hand = model.geom(model.ngeom - 1)  # it begins at its joint and ends 12 cm from it
+    radius, half_length, _ = hand.size
+    assert np.linalg.norm(hand.pos) == pytest.approx(half_length)
     assert 2 * half_length + radius == pytest.approx(0.11698, abs=1e-5)
 
 
 def test_default_pose():
-    """The hand is where the task of staying has its goal, and gravity pulls the second joint with 10.7 N m."""
+    """The hand is at the goal of staying, and gravity pulls the second joint with 10.7 N m."""
     env = MultistageReacher(4)
-    hand = env.xpos[env.hand]
+    hand = env.data.xpos[env.hand]
     assert hand == pytest.approx([0.41, 0.1192, 0.2394], abs=1e-4)
     assert np.all(env.goals == hand)
     assert env.data.qfrc_bias[1] == pytest.approx(-10.715, abs=0.001)
@@ -88,7 +85,7 @@ def test_links_collide_with_the_floor_only():
         env.step(np.zeros(6, np.float32))  # it sinks
         assert all(0 in pair for pair in env.data.contact.geom)  # geom 0 is the floor
         floor_contacts += env.data.ncon
-    assert floor_contacts > 50 and env.xpos[env.hand, 2] > 0.0
+    assert floor_contacts > 50 and env.data.xpos[env.hand, 2] > 0.0
 
 
 # Starts
@@ -110,10 +107,11 @@ def test_starts():
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
-    "task, goals", [(0, (S0, S1, S2)), (1, (S0, S1, S3)), (2, (S1, S3, S2)), (3, (S1, S2, S0)), (4, None)]
+    "task, goals",
+    [(0, (S0, S1, S2)), (1, (S0, S1, S3)), (2, (S1, S3, S2)), (3, (S1, S2, S0)), (4, None)],
 )
 def test_controller_solves_every_task(task, goals, seed):
-    """Within 200 steps. Stages, observations, rewards and metrics are checked at every step of the way."""
+    """In 200 steps. Stages, observations, rewards and metrics are checked at every step."""
     env = MultistageReacher(task)
     assert env.metadata["metrics"] == ("first_stage", "stages_completed")
     start = hand_position(env)
@@ -127,12 +125,12 @@ def test_controller_solves_every_task(task, goals, seed):
         distance = np.linalg.norm(hand_position(env) - goal)
         inside += distance < 0.05
         stages = inside // 30 if task == 4 else inside
-        assert info == {"success": stages == 3, "first_stage": inside > 0, "stages_completed": stages}
+        assert list(info) == ["success", "first_stage", "stages_completed"]
+        assert list(info.values()) == [stages == 3, inside > 0, stages]
         assert obs[:12].tolist() == np.float32([*env.data.qpos, *env.data.qvel]).tolist()
         assert obs[12:].tolist() == [stages == 0, stages == 1, stages == 2]
-        assert type(reward) is float and reward == pytest.approx(
-            expected_reward(task, distance, action, env.data, stages), abs=1e-9
-        )
+        expected = expected_reward(task, distance, action, env.data, stages)
+        assert type(reward) is float and reward == pytest.approx(expected, abs=1e-9)
         assert terminated == (stages == 3) and not truncated
         if terminated:
             break
@@ -145,10 +143,10 @@ def test_first_stage_of_staying_is_one_step_near_the_start():
     for seed in range(20):
         env.reset(seed=seed)
         assert env.step(rest)[4] == {"success": False, "first_stage": True, "stages_completed": 0}
-    env.qpos[1] = -1.0
+    env.data.qpos[1] = -1.0
     assert env.step(rest)[4]["first_stage"] and math.dist(hand_position(env), env.goals[0]) > 0.05
     env.reset(seed=0)
-    env.qpos[1] = -1.0
+    env.data.qpos[1] = -1.0
     assert not env.step(rest)[4]["first_stage"]
 
 

@@ -1,4 +1,4 @@
-"""Tests of envs/walker.py: the model, rewards recomputed from the state, falls, the ceiling, full episodes."""
+"""envs/walker.py: model, rewards recomputed from the state, falls, the ceiling, full episodes."""
 
 from pathlib import Path
 
@@ -7,33 +7,34 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.walker import SURVIVAL_STEPS, Walker2dMT4
+from envs.walker import EPISODE_STEPS, TASKS, Walker2dMT4, make_tasks
 
 FORWARD, BACKWARD, BALANCE, CRAWL = range(4)
-# Joint angles of a pose like sitting on a chair, which a PD controller brings to rest from every start tried.
+# Joint angles as if sitting on a chair: a PD controller brings them to rest from any start.
 SITTING = np.array([-1.15, -0.84, 0.47, -0.15, -0.73, 0.51])
-LYING = np.array([8.0, 0.5, 1.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])  # qpos under the ceiling, in the air
+LYING = np.array([8.0, 0.5, 1.5, 0, 0, 0, 0, 0, 0])  # qpos under the ceiling, in the air
 
 
-def put(env: Walker2dMT4, qpos: np.ndarray, qvel: float = 0.0) -> tuple:
+def put(env, qpos, qvel=0.0):
     """Step without action from the given state."""
     env.reset(seed=0)
-    env.qpos[:], env.qvel[:] = qpos, qvel
+    env.data.qpos[:], env.data.qvel[:] = qpos, qvel
     return env.step(np.zeros(6, np.float32))
 
 
 def test_model_is_gymnasiums_but_for_a_foot_and_the_ceiling():
-    original = mujoco.MjModel.from_xml_path(
-        str(Path(gym.__file__).parent / "envs" / "mujoco" / "assets" / "walker2d_v5.xml")
-    )
+    path = Path(gym.__file__).parent / "envs" / "mujoco" / "assets" / "walker2d_v5.xml"
+    original = mujoco.MjModel.from_xml_path(str(path))
     for task in range(4):
         model, ceilings = Walker2dMT4(task).model, int(task == CRAWL)
         assert model.ngeom == original.ngeom + ceilings
-        for name in ("body_mass", "body_inertia", "body_pos", "jnt_range", "dof_damping", "actuator_gear", "qpos0"):
+        names = "body_mass body_inertia body_pos jnt_range dof_damping actuator_gear qpos0"
+        for name in names.split():
             expected = getattr(original, name)
             assert np.array_equal(getattr(model, name)[: len(expected)], expected)
         assert (model.opt.timestep, model.opt.integrator) == (0.002, mujoco.mjtIntegrator.mjINT_RK4)
-        frictions = {original.geom(i).name: original.geom(i).friction.tolist() for i in range(original.ngeom)}
+        geoms = map(original.geom, range(original.ngeom))
+        frictions = {geom.name: geom.friction.tolist() for geom in geoms}
         assert frictions["foot_geom"] == frictions["foot_left_geom"] == [1.9, 0.1, 0.1]
         frictions["foot_geom"] = [0.9, 0.1, 0.1]
         assert {name: model.geom(name).friction.tolist() for name in frictions} == frictions
@@ -42,36 +43,38 @@ def test_model_is_gymnasiums_but_for_a_foot_and_the_ceiling():
 
 
 def test_dynamics_are_gymnasiums():
-    """From the same state, under the same actions and with the same foot, the observations of Walker2d-v5."""
+    """From the same state, under the same actions, with the same foot: those of Walker2d-v5."""
     theirs, ours = gym.make("Walker2d-v5").unwrapped, Walker2dMT4(FORWARD)
     theirs.model.geom("foot_geom").friction[0] = 0.9
     theirs.reset(seed=0), ours.reset(seed=0)
-    theirs.set_state(ours.qpos.copy(), ours.qvel.copy())
+    theirs.set_state(ours.data.qpos.copy(), ours.data.qvel.copy())
     for action in np.random.default_rng(0).uniform(-1, 1, (60, 6)).astype(np.float32):
         # Rounding grows at contacts.
-        np.testing.assert_allclose(ours.step(action)[0], theirs.step(action)[0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            ours.step(action)[0], theirs.step(action)[0], rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("task", range(4))
 def test_reward(task):
-    """Recomputed from the state before and after, with kinematics of its own, on steps with falls among them."""
+    """Recomputed from the states around it, with kinematics of its own, with falls among the steps."""
     env, rng = Walker2dMT4(task), np.random.default_rng(task)
     data = mujoco.MjData(env.model)
     env.reset(seed=task)
     fast = 0
     for step in range(120):
         if step % 40 == 20:
-            env.qpos[0], env.qvel[0] = -3, rng.uniform(-8, 8)  # away from the ceiling
-        before = env.qpos.copy()
+            env.data.qpos[0], env.data.qvel[0] = -3, rng.uniform(-8, 8)  # away from the ceiling
+        before = env.data.qpos.copy()
         action = rng.uniform(-1, 1, 6).astype(np.float32)
         obs, reward, *_ = env.step(action)
-        data.qpos[:] = env.qpos
+        data.qpos[:] = env.data.qpos
         mujoco.mj_forward(env.model, data)
         z = {name: data.body(name).xpos[2] for name in ("torso", "foot", "foot_left")}
-        v, *_, right, _, _, left = (env.qpos - before) / 0.008
+        v, *_, right, _, _, left = (env.data.qpos - before) / 0.008
         fast += v > 3
         stretched = abs(1.1 - (z["torso"] - max(z["foot"], z["foot_left"])))
-        alive = 1 + 0.1 * np.cos(env.qpos[2]) - 0.001 * np.square(action.astype(float)).sum()
+        alive = 1 + 0.1 * np.cos(env.data.qpos[2]) - 0.001 * np.square(action.astype(float)).sum()
         feet = 0.01 * (abs(right) + abs(left))
         expected = {
             FORWARD: 3 - abs(v - 3) + alive - stretched - feet,
@@ -80,19 +83,20 @@ def test_reward(task):
             CRAWL: 2 * (3 - abs(v - 3)) + alive - feet,
         }
         assert type(reward) is float and reward == pytest.approx(expected[task], abs=1e-9)
-        assert obs.tolist() == np.float32([*env.qpos[1:], *np.clip(env.qvel, -10, 10)]).tolist()
+        seen = [*env.data.qpos[1:], *np.clip(env.data.qvel, -10, 10)]
+        assert obs.tolist() == np.float32(seen).tolist()
     assert fast
 
 
 @pytest.mark.parametrize("task", range(4))
 def test_full_episode_succeeds(task):
-    """A PD controller holds a pose, so no task is impossible; success comes with step 1000 and not before."""
-    env = gym.make("qmp/Walker2dMT4-v0", task=task)
+    """A PD controller holds a pose: no task is impossible. Success comes with step 1000 alone."""
+    env = make_tasks()[TASKS[task]]()
     obs, _ = env.reset(seed=task)
-    for step in range(1, SURVIVAL_STEPS + 1):
+    for step in range(1, EPISODE_STEPS + 1):
         action = np.clip(3 * (SITTING - obs[2:8]) - 0.1 * obs[11:], -1, 1).astype(np.float32)
         obs, _, terminated, truncated, info = env.step(action)
-        assert not terminated and truncated is info["success"] is (step == SURVIVAL_STEPS)
+        assert not terminated and truncated is info["success"] is (step == EPISODE_STEPS)
     env.reset()
     assert env.step(action)[4] == {"success": False}  # the next episode counts from the start
 
@@ -101,8 +105,8 @@ def test_full_episode_succeeds(task):
 def test_no_success_when_falling_in_the_last_step(task):
     env = Walker2dMT4(task)
     env.reset(seed=0)
-    env.steps = SURVIVAL_STEPS - 1
-    env.qpos[1] = 0.2
+    env.steps = EPISODE_STEPS - 1
+    env.data.qpos[1] = 0.2
     _, _, terminated, truncated, info = env.step(np.zeros(6, np.float32))
     assert terminated and not truncated and info == {"success": False}
 
@@ -113,7 +117,7 @@ def test_falling_terminates(task):
     limit = 0.3 if task == CRAWL else 0.8
     for height in np.linspace(limit - 0.05, limit + 0.05, 20):
         _, _, terminated, _, info = put(env, [0, height, 1.5, 0, 0, 0, 0, 0, 0])
-        assert terminated is bool(env.qpos[1] < limit) and info == {"success": False}
+        assert terminated is bool(env.data.qpos[1] < limit) and info == {"success": False}
 
 
 def test_touching_the_ceiling_costs_ten_and_terminates():
@@ -125,11 +129,13 @@ def test_touching_the_ceiling_costs_ten_and_terminates():
         assert reward == pytest.approx(1 - 10 * touched, abs=0.5)
     assert put(env, [1.0, 1.25, 0, 0, 0, 0, 0, 0, 0])[2] is False  # before the ceiling
     assert put(env, [15.0, 1.25, 0, 0, 0, 0, 0, 0, 0])[2] is False  # behind it
-    assert put(Walker2dMT4(FORWARD), [8.0, 1.25, 0, 0, 0, 0, 0, 0, 0])[2] is False  # no ceiling there
+    elsewhere = Walker2dMT4(FORWARD)  # no ceiling there
+    assert put(elsewhere, [8.0, 1.25, 0, 0, 0, 0, 0, 0, 0])[2] is False
 
 
 def test_observed_velocities_are_clipped():
-    obs, *_ = put(Walker2dMT4(FORWARD), [0, 3, 0, -1, -1, 0, -1, -1, 0], [40, -40, 0, 0, 0, 0, 0, 0, 0])
+    velocities = [40, -40, 0, 0, 0, 0, 0, 0, 0]
+    obs, *_ = put(Walker2dMT4(FORWARD), [0, 3, 0, -1, -1, 0, -1, -1, 0], velocities)
     assert obs[8:10].tolist() == [10, -10]
 
 
@@ -141,17 +147,19 @@ def test_reset_distribution(task, monkeypatch):
     starts = []
     for seed in range(300):
         obs, _ = env.reset(seed=seed)
-        starts.append(np.concatenate((env.qpos - env.model.qpos0, env.qvel)))
+        starts.append(np.concatenate((env.data.qpos - env.model.qpos0, env.data.qvel)))
     starts, actions = np.stack(starts), np.stack(actions)
-    assert np.abs(starts).max() <= 0.01 and np.all(starts.max(0) > 0.009) and np.all(starts.min(0) < -0.009)
+    assert np.abs(starts).max() <= 0.01
+    assert np.all(starts.max(0) > 0.009) and np.all(starts.min(0) < -0.009)
     assert len(actions) == 300 * (10 if task == BALANCE else 5)
     assert np.abs(actions).max() <= 1 and actions.std(0) == pytest.approx(1 / 3**0.5, rel=0.1)
     monkeypatch.undo()
     obs, _ = env.reset(seed=0)
-    assert np.abs(obs).max() > 0.05 and env.data.time == pytest.approx(0.08 if task == BALANCE else 0.04)
+    assert np.abs(obs).max() > 0.05
+    assert env.data.time == pytest.approx(0.08 if task == BALANCE else 0.04)
 
 
-def glass(frame: np.ndarray) -> float:
+def glass(frame):
     """Share of the frame's pixels that are clearly blue: the ceiling."""
     red, green, blue = np.moveaxis(frame.astype(int), -1, 0)
     return float(np.mean((blue > red + 50) & (blue > green + 50)))
@@ -164,6 +172,7 @@ def test_render(opengl):
     frames = [env.render() for env in tasks]
     assert {frame.shape for frame in frames} == {(240, 320, 3)}
     assert glass(frames[0]) < 0.02 and glass(frames[1]) > 0.05
-    assert glass(frames[1][:, :60]) > 0 and glass(frames[1][:, -60:]) > 0  # it spans the frame: the camera has followed
+    # It spans the frame: the camera has followed.
+    assert glass(frames[1][:, :60]) > 0 and glass(frames[1][:, -60:]) > 0
     for env in tasks:
         env.close()
