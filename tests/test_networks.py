@@ -1,16 +1,17 @@
-"""Networks of qmp_sac.py: a stack equals N plain networks, starts as they do, and squashes exactly."""
+"""Networks of qmp_sac.py: a stack equals N plain networks, starts as they do, squashes exactly."""
 
 import math
 
 import pytest
 import torch
+from helpers import F64, layers, unstack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.testing import assert_close
 
-from qmp_sac import Actor, Agent, Args, Critic, StackedLinear, squash, stacked_mlp
+from qmp_sac import Actor, Agent, Args, Critic, StackedLinear, StackedMLP, squash
 
 SIZES = {
     "N": st.integers(1, 5),
@@ -20,62 +21,79 @@ SIZES = {
     "hidden_sizes": st.lists(st.integers(1, 9), max_size=3).map(tuple),
     "seed": st.integers(0, 2**31),
 }
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
-# Forward
+# Forward and backward
 
 
 @given(**SIZES)
-def test_actor_equals_plain_networks(unstack, N, B, O, A, hidden_sizes, seed):
+def test_actor_equals_plain_networks(N, B, O, A, hidden_sizes, seed):
+    """In states of their own, and all policies in the same states."""
     torch.manual_seed(seed)
     actor = Actor(N, O, A, hidden_sizes).double()
-    obs = torch.randn(N, B, O, dtype=torch.float64)
-    mean, log_std = actor(obs)
-    assert mean.shape == log_std.shape == (N, B, A)
-    for i in range(N):
-        out = unstack(actor.net, i)(obs[i])  # [B, 2A]
-        assert_close(mean[i], out[:, :A], rtol=1e-12, atol=1e-12)
-        assert_close(log_std[i], out[:, A:].clamp(-20, 2), rtol=1e-12, atol=1e-12)
-    # Of all policies in the same states.
-    mean, log_std = actor(obs[:1])
-    assert mean.shape == log_std.shape == (N, B, A)
-    for j in range(N):
-        out = unstack(actor.net, j)(obs[0])
-        assert_close(mean[j], out[:, :A], rtol=1e-12, atol=1e-12)
-        assert_close(log_std[j], out[:, A:].clamp(-20, 2), rtol=1e-12, atol=1e-12)
+    obs = torch.randn(N, B, O, dtype=F64)
+    for states in (obs, obs[:1]):
+        mean, log_std = actor(states)
+        assert mean.shape == log_std.shape == (N, B, A)
+        for i in range(N):
+            out = unstack(actor.net, i)(states.expand(N, -1, -1)[i])  # [B, 2A]
+            assert_close(mean[i], out[:, :A], **EXACT)
+            assert_close(log_std[i], out[:, A:].clamp(-20, 2), **EXACT)
 
 
 @given(**SIZES)
-def test_critic_equals_plain_networks(unstack, N, B, O, A, hidden_sizes, seed):
+def test_critic_equals_plain_networks(N, B, O, A, hidden_sizes, seed):
     torch.manual_seed(seed)
     qf = Critic(N, O, A, hidden_sizes).double()
-    obs, actions = torch.randn(N, B, O, dtype=torch.float64), torch.randn(N, B, A, dtype=torch.float64)
+    obs, actions = torch.randn(N, B, O, dtype=F64), torch.randn(N, B, A, dtype=F64)
     values = qf(obs, actions)
     assert values.shape == (2, N, B)
     for c in range(2):
         for i in range(N):
-            expected = unstack(qf.net, c * N + i)(torch.cat([obs[i], actions[i]], dim=1)).squeeze(1)
-            assert_close(values[c, i], expected, rtol=1e-12, atol=1e-12)
+            x = torch.cat([obs[i], actions[i]], dim=1)
+            assert_close(values[c, i], unstack(qf.net, c * N + i)(x).squeeze(1), **EXACT)
 
 
 @pytest.mark.parametrize("hidden_sizes", [(), (5,), (5, 6, 7)])
 def test_layers(hidden_sizes):
-    """As many layers as asked for, of the sizes asked for, with ReLU between them and not after the last."""
-    net = stacked_mlp(2, 3, *hidden_sizes, 4)
-    linear, rest = net[::2], net[1::2]
-    assert [layer.weight.shape for layer in linear] == [
-        (2, i, o) for i, o in zip((3, *hidden_sizes), (*hidden_sizes, 4), strict=True)
-    ]
-    assert [type(module) for module in rest] == [nn.ReLU] * len(hidden_sizes)
+    """As many layers as asked for, of the sizes asked for."""
+    net = StackedMLP(2, 3, *hidden_sizes, 4)
+    pairs = zip((3, *hidden_sizes), (*hidden_sizes, 4), strict=True)
+    assert [layer.weight.shape for layer in layers(net)] == [(2, i, o) for i, o in pairs]
+    assert layers(net) == list(net.layers)
+
+
+@pytest.mark.parametrize("S, B", [(1, 300), (3, 1), (5, 260), (20, 32), (20, 256), (23, 700)])
+def test_a_stack_run_in_parts_equals_plain_networks(S, B):
+    """Values and gradients, also where the parts do not divide the stack."""
+    torch.manual_seed(0)
+    net = StackedMLP(S, 7, 64, 48, 3).double()
+    plain = [unstack(net, i) for i in range(S)]
+    x = torch.randn(S, B, 7, dtype=F64, requires_grad=True)
+    weights = torch.randn(S, B, 3, dtype=F64)
+    out = net(x)
+    (out * weights).sum().backward()
+    assert out.shape == (S, B, 3)
+    for i, one in enumerate(plain):
+        own = x[i].detach().requires_grad_()
+        expected = one(own)
+        assert_close(out[i], expected, **EXACT)
+        (expected * weights[i]).sum().backward()
+        assert_close(x.grad[i], own.grad, **EXACT)
+        for layer, linear in zip(net.layers, one[::2], strict=True):
+            assert_close(layer.weight.grad[i], linear.weight.grad.T, rtol=1e-11, atol=1e-11)
+            assert_close(layer.bias.grad[i, 0], linear.bias.grad, rtol=1e-11, atol=1e-11)
 
 
 def test_log_std_is_clamped():
     """To [-20, 2], with the mean left alone."""
     actor = Actor(2, 3, 4, ())
+    (layer,) = layers(actor)
     with torch.no_grad():
-        actor.net[-1].weight.zero_()
-        actor.net[-1].bias[0, 0] = torch.tensor([50.0, -50, 1, 2, -21, -20, 2, 3])
-        actor.net[-1].bias[1, 0] = torch.tensor([0.0, 0, 0, 0, -1e9, -19.9, 1.9, 1e9])
+        layer.weight.zero_()
+        layer.bias[0, 0] = torch.tensor([50.0, -50, 1, 2, -21, -20, 2, 3])
+        layer.bias[1, 0] = torch.tensor([0.0, 0, 0, 0, -1e9, -19.9, 1.9, 1e9])
     mean, log_std = actor(torch.randn(2, 5, 3))
     assert torch.equal(mean[0], torch.tensor([50.0, -50, 1, 2]).expand(5, 4))
     assert torch.equal(log_std[0], torch.tensor([-20.0, -20, 2, 2]).expand(5, 4))
@@ -86,14 +104,14 @@ def test_log_std_is_clamped():
 
 
 def check_initialisation(weight: torch.Tensor, bias: torch.Tensor):
-    """weight [S, in, out], bias [S, 1, out]: each slice uniform in +-1/sqrt(fan_in), as torch.nn.Linear's is."""
-    fan_in = weight.shape[1]
-    bound = fan_in**-0.5
+    """Each slice of weight [S, in, out] and bias [S, 1, out] is uniform in +-1/sqrt(fan_in)."""
+    bound = weight.shape[1] ** -0.5
     for parameter in (weight.detach().flatten(1), bias.detach().flatten(1)):  # [S, n]
         n = parameter.shape[1]
-        assert parameter.abs().amax() <= bound
-        assert (parameter.abs().amax(1) > bound * (1 - 12 / n)).all()  # fails once in e^12 of correct slices
-        # A uniform variable has std bound / sqrt(3); mean, std and fourth moment within five standard errors.
+        largest = parameter.abs().amax(1)
+        assert (largest <= bound).all()
+        assert (largest > bound * (1 - 12 / n)).all()  # fails once in e^12 of correct slices
+        # The moments of a uniform variable, within five standard errors.
         u = parameter.double() / bound
         assert (u.mean(1).abs() < 5 * (1 / 3 / n) ** 0.5).all()
         assert ((u.square().mean(1) - 1 / 3).abs() < 5 * (4 / 45 / n) ** 0.5).all()
@@ -111,16 +129,15 @@ def test_every_slice_starts_as_linear(fan_in, fan_out):
     check_initialisation(layer.weight, layer.bias)
     # The same test passes for the plain layer, so it does not ask for something else.
     plain = [nn.Linear(fan_in, fan_out) for _ in range(4)]
-    check_initialisation(
-        torch.stack([layer.weight.T for layer in plain]), torch.stack([layer.bias[None] for layer in plain])
-    )
+    biases = torch.stack([layer.bias[None] for layer in plain])
+    check_initialisation(torch.stack([layer.weight.T for layer in plain]), biases)
 
 
 def test_networks_start_as_linear():
     """Every layer of the policies and of both critics of every task."""
     torch.manual_seed(0)
     actor, qf = Actor(3, 39, 128, (96, 160)), Critic(3, 39, 4, (96, 160))
-    for layer in [*actor.net[::2], *qf.net[:-1:2]]:
+    for layer in [*layers(actor), *layers(qf)[:-1]]:
         check_initialisation(layer.weight, layer.bias)
     q1, q2 = qf(torch.ones(3, 1, 39), torch.ones(3, 1, 4))
     assert torch.cat([q1, q2]).unique().numel() == 6  # no two critics alike
@@ -132,7 +149,8 @@ def test_agent_starts_with_its_critics_as_targets_and_the_alpha_asked_for():
         agent = Agent(3, 4, 2, args)
         assert_close(agent.log_alpha.exp().tolist(), [alpha] * 3)
         for p, target in zip(agent.qf.parameters(), agent.qf_target.parameters(), strict=True):
-            assert torch.equal(p, target) and p.data_ptr() != target.data_ptr() and not target.requires_grad
+            assert torch.equal(p, target) and p.data_ptr() != target.data_ptr()
+            assert not target.requires_grad
 
 
 # Squashed Gaussian
@@ -146,7 +164,8 @@ def test_agent_starts_with_its_critics_as_targets_and_the_alpha_asked_for():
 )
 def test_squash_equals_torch_distributions(seed, A, shape, scale):
     torch.manual_seed(seed)
-    mean, noise = scale * torch.randn(*shape, A, dtype=torch.float64), torch.randn(*shape, A, dtype=torch.float64)
+    mean = scale * torch.randn(*shape, A, dtype=F64)
+    noise = torch.randn(*shape, A, dtype=F64)
     log_std = torch.empty_like(mean).uniform_(-4, 2)
     actions, log_prob = squash(mean, log_std, noise)
     # The transform's cache keeps x: at saturation atanh(tanh(x)) has no digits left.
@@ -177,7 +196,7 @@ def test_squash_in_float32_is_exact_at_saturation(log_std):
 
 
 def test_squash_has_finite_exact_gradients_at_saturation():
-    """d log_prob / d mean = 2 tanh(x), d log_prob / d log_std = 2 tanh(x) std noise - 1, d a / d mean = 1 - a^2."""
+    """d log_prob by mean: 2 tanh(x), by log_std: 2 tanh(x) std noise - 1; d a by mean: 1 - a^2."""
     mean = torch.linspace(-20, 20, 401)[:, None].requires_grad_()
     log_std = torch.full((401, 1), -0.7, requires_grad=True)
     noise = torch.linspace(-3, 3, 401)[:, None]
@@ -196,7 +215,7 @@ def test_squash_has_finite_exact_gradients_at_saturation():
 def test_squash_integrates_to_one(seed):
     """exp(log_prob) is a density over actions: its integral over (-1, 1) is one."""
     torch.manual_seed(seed)
-    mean, log_std = torch.randn(1, dtype=torch.float64), torch.empty(1, dtype=torch.float64).uniform_(-2, 0)
-    noise = torch.linspace(-10, 10, 20_001, dtype=torch.float64)[:, None]
+    mean, log_std = torch.randn(1, dtype=F64), torch.empty(1, dtype=F64).uniform_(-2, 0)
+    noise = torch.linspace(-10, 10, 20_001, dtype=F64)[:, None]
     actions, log_prob = squash(mean, log_std, noise)
     assert_close(torch.trapezoid(log_prob.exp(), actions[:, 0]).item(), 1.0, rtol=1e-4, atol=0)

@@ -1,11 +1,13 @@
-"""The Q-switch of qmp_sac.py: q_switch against a plain double loop, and what Mixture makes of it."""
+"""The Q-switch of qmp_sac.py: against a plain double loop, and what `Mixture` makes of it."""
 
 import math
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from helpers import F64, layers, unstack
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -13,13 +15,11 @@ from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.testing import assert_close
 
 import qmp_sac
-from qmp_sac import Actor, Agent, Args, Critic, Mixture, q_switch
-
-F64 = torch.float64
+from qmp_sac import Actor, Agent, Args, Critic, Mixture, q_switch, switch_agreement
 
 
 def constant_policies(mean, log_std=-20.0):
-    """Policies that do not look at the states: mean and log_std [P, N, A] of policies j with mean[j] (or [j][A])."""
+    """mean and log_std [P, N, A] of policies with mean[j] (or [j][A]), whatever the states are."""
     mean = torch.as_tensor(mean, dtype=F64).view(len(mean), 1, -1).expand(-1, len(mean), -1)
     return mean, torch.full_like(mean, log_std)
 
@@ -30,9 +30,19 @@ def linear_critic(slopes):
     return lambda obs, actions: slopes[:, :, None] * actions.sum(-1)
 
 
-def rate(policies, qf, alpha=None, noise=None):
+def score(policies, qf, alpha=None, noise=None):
     """q_switch in states of zeros."""
     return q_switch(*policies, qf, torch.zeros(len(policies[0]), 2, dtype=F64), alpha, noise)
+
+
+@torch.no_grad()
+def random_networks(N, O, A, hidden_sizes, scale=1.0):
+    """Policies and critics in double precision that differ by more than a start's."""
+    actor = Actor(N, O, A, hidden_sizes).double()
+    qf = Critic(N, O, A, hidden_sizes).double()
+    for parameter in [*actor.parameters(), *qf.parameters()]:
+        parameter *= scale
+    return actor, qf
 
 
 # The double loop
@@ -41,7 +51,7 @@ def rate(policies, qf, alpha=None, noise=None):
 def loop_q_switch(policies, critics, obs, alpha=None, noise=None):
     """Eq. 2 of the paper by single networks and single actions: scores [N][P].
 
-    policies[j] maps a state to mean and log std before tanh, critics[i] are two functions of state and action.
+    policies[j] maps a state to mean and log std before tanh, critics[i] are two functions.
     """
     scores = []
     for i, (q1, q2) in enumerate(critics):
@@ -54,24 +64,20 @@ def loop_q_switch(policies, critics, obs, alpha=None, noise=None):
             for n in [torch.zeros_like(mean)] if noise is None else noise[:, j, i]:
                 action = squashed.transforms[0](gaussian.mean + gaussian.stddev * n)
                 x = torch.cat([obs[i], action])
-                score = min(q1(x).item(), q2(x).item())
+                sample = min(q1(x).item(), q2(x).item())
                 if alpha is not None:
-                    score -= alpha[i].item() * squashed.log_prob(action).sum().item()
-                samples.append(score)
+                    sample -= alpha[i].item() * squashed.log_prob(action).sum().item()
+                samples.append(sample)
             scores[i].append(sum(samples) / len(samples))
     return scores
 
 
-@pytest.fixture(scope="session")
-def plain_networks(unstack):
-    """A function (actor, qf) -> their policies and pairs of critics, as `loop_q_switch` takes them."""
-
-    def plain_networks(actor, qf):
-        nets = [unstack(actor.net, j) for j in range(actor.N)]
-        policies = [lambda x, net=net: net(x).chunk(2) for net in nets]
-        return policies, [(unstack(qf.net, i), unstack(qf.net, actor.N + i)) for i in range(actor.N)]
-
-    return plain_networks
+def plain_networks(actor, qf):
+    """Their policies and pairs of critics, as `loop_q_switch` takes them."""
+    nets = [unstack(actor.net, j) for j in range(actor.N)]
+    policies = [lambda x, net=net: net(x).chunk(2) for net in nets]
+    critics = [(unstack(qf.net, i), unstack(qf.net, actor.N + i)) for i in range(actor.N)]
+    return policies, critics
 
 
 @torch.no_grad()
@@ -84,11 +90,9 @@ def plain_networks(unstack):
     entropy=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_q_switch_equals_double_loop(plain_networks, N, O, A, K, hidden_sizes, entropy, seed):
+def test_q_switch_equals_double_loop(N, O, A, K, hidden_sizes, entropy, seed):
     torch.manual_seed(seed)
-    actor, qf = Actor(N, O, A, hidden_sizes).double(), Critic(N, O, A, hidden_sizes).double()
-    for parameter in [*actor.parameters(), *qf.parameters()]:
-        parameter *= 3  # so that policies and critics differ by more than a start's
+    actor, qf = random_networks(N, O, A, hidden_sizes, scale=3)
     obs = 2 * torch.randn(N, O, dtype=F64)
     alpha = torch.rand(N, dtype=F64) + 0.01 if entropy else None
     noise = torch.randn(K, N, N, A, dtype=F64) if K else None
@@ -106,22 +110,23 @@ def test_q_switch_equals_double_loop(plain_networks, N, O, A, K, hidden_sizes, e
 
 
 def test_double_loop_sees_every_choice():
-    """At random networks the switch does choose others and own, so that the comparison above is not of constants."""
+    """At random networks the switch chooses others and own: the comparison is not of constants."""
     torch.manual_seed(0)
     N, obs, chosen = 4, torch.zeros(4, 2, dtype=F64), []
     for _ in range(50):
-        actor, qf = Actor(N, 2, 1, (8,)).double(), Critic(N, 2, 1, (8,)).double()
+        actor, qf = random_networks(N, 2, 1, (8,))
         chosen.append(q_switch(*actor(obs.unsqueeze(0)), qf, obs)[0])
     counts = torch.stack([torch.bincount(row, minlength=N) for row in torch.stack(chosen).T])
     assert (counts >= 3).all()
 
 
 class PlainPolicy(nn.Module):
-    """A policy of one task, as a program without stacks has it: obs [B, O] -> mean and log std [B, A]."""
+    """A policy of one task, as a program without stacks has it: obs [B, O] -> mean, log std."""
 
     def __init__(self, O, A):
         super().__init__()
-        self.mean, self.log_std = nn.Sequential(nn.Linear(O, 8), nn.Tanh(), nn.Linear(8, A)), nn.Linear(O, A)
+        self.mean = nn.Sequential(nn.Linear(O, 8), nn.Tanh(), nn.Linear(8, A))
+        self.log_std = nn.Linear(O, A)
 
     def forward(self, obs):
         return self.mean(obs), self.log_std(obs)
@@ -134,15 +139,21 @@ def test_q_switch_of_lists_of_modules(K):
     torch.manual_seed(0)
     N, O, A = 4, 3, 2
     policies = [PlainPolicy(O, A).double() for _ in range(N)]
-    critics = [[nn.Sequential(nn.Linear(O + A, 8), nn.ReLU(), nn.Linear(8, 1)).double() for _ in "12"] for _ in "1234"]
+    critics = []
+    for _ in range(N):
+        pair = [nn.Sequential(nn.Linear(O + A, 8), nn.ReLU(), nn.Linear(8, 1)) for _ in "12"]
+        critics.append([critic.double() for critic in pair])
     obs = torch.randn(N, O, dtype=F64)
-    alpha, noise = (torch.rand(N, dtype=F64), torch.randn(K, N, N, A, dtype=F64)) if K else (None, None)
+    alpha = torch.rand(N, dtype=F64) if K else None
+    noise = torch.randn(K, N, N, A, dtype=F64) if K else None
 
-    mean, log_std = (torch.stack(outputs) for outputs in zip(*(policy(obs) for policy in policies), strict=True))
+    outputs = zip(*(policy(obs) for policy in policies), strict=True)
+    mean, log_std = (torch.stack(output) for output in outputs)
 
     def qf(obs, actions):
         pairs = zip(critics, torch.cat([obs, actions], dim=-1), strict=True)
-        return torch.stack([torch.stack([q1(x), q2(x)]).squeeze(-1) for (q1, q2), x in pairs], dim=1)
+        values = [torch.stack([q1(x), q2(x)]).squeeze(-1) for (q1, q2), x in pairs]
+        return torch.stack(values, dim=1)
 
     chosen, scores = q_switch(mean, log_std, qf, obs, alpha, noise)
     expected = torch.tensor(loop_q_switch(policies, critics, obs, alpha, noise), dtype=F64)
@@ -160,7 +171,7 @@ def test_tie_of_all_goes_to_own_policy(N, K):
     torch.manual_seed(0)
     policies = constant_policies(torch.randn(N, 3), log_std=0.0)
     noise = torch.randn(K, N, N, 3, dtype=F64) if K else None
-    chosen, scores = rate(policies, linear_critic([[0.0] * N] * 2), noise=noise)
+    chosen, scores = score(policies, linear_critic([[0.0] * N] * 2), noise=noise)
     assert chosen.tolist() == list(range(N))
     assert (scores == 0).all()
 
@@ -168,54 +179,46 @@ def test_tie_of_all_goes_to_own_policy(N, K):
 def test_tie_with_own_policy_goes_to_own_and_of_others_to_the_lowest():
     """Five policies; 0, 2 and 4 do one thing, 1 and 3 another."""
     policies = constant_policies([-1.0, 1, -1, 1, -1])
-    assert rate(policies, linear_critic([[1.0] * 5] * 2))[0].tolist() == [1, 1, 1, 3, 1]
-    assert rate(policies, linear_critic([[-1.0] * 5] * 2))[0].tolist() == [0, 0, 2, 0, 4]
+    assert score(policies, linear_critic([[1.0] * 5] * 2))[0].tolist() == [1, 1, 1, 3, 1]
+    assert score(policies, linear_critic([[-1.0] * 5] * 2))[0].tolist() == [0, 0, 2, 0, 4]
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4, -1e4])
 def test_what_counts_as_a_tie(offset):
-    """A hundred-thousandth of the largest score, or of 1 if that is smaller: more than rounding, less than a choice."""
+    """1e-5 of the largest score, or of 1 if that is smaller: more than rounding."""
     tolerance = 1e-5 * max(1, abs(offset))
     policies = constant_policies([0.0, 0.5, 1])
     for gain, winner in ((0.5, 0), (2.0, 1)):
         table = offset + tolerance * torch.tensor([[0, gain, -gain]] * 3, dtype=F64)
-        chosen, scores = rate(policies, lambda obs, actions, table=table: table.expand(2, -1, -1))
+        chosen, scores = score(policies, lambda obs, actions, table=table: table.expand(2, -1, -1))
         assert torch.equal(scores, table)
         assert chosen[0] == winner and chosen[1] == 1
 
 
-def identical_policies(dtype):
-    """q_switch of copies of one policy with one noise each: yields what it chose and its scores."""
-    for N in range(1, 12):
+@torch.no_grad()
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (F64, 1e-13)])
+def test_identical_policies_score_alike_and_act_for_their_own_task(dtype, tolerance):
+    """Copies of one policy with one noise each."""
+    for N in (1, 2, 5, 11):
         for K in (0, 1, 3):
             torch.manual_seed(N)
             actor, qf = Actor(N, 7, 3, (64, 64)).to(dtype), Critic(N, 7, 3, (64, 64)).to(dtype)
-            with torch.no_grad():
-                for parameter in actor.parameters():
-                    parameter.copy_(parameter[:1].clone().expand_as(parameter))
+            for parameter in actor.parameters():
+                parameter.copy_(parameter[:1].clone().expand_as(parameter))
             noise = torch.randn(K, 1, N, 3, dtype=dtype).expand(-1, N, -1, -1) if K else None
             obs, alpha = torch.randn(N, 7, dtype=dtype), torch.ones(N, dtype=dtype)
-            yield q_switch(*actor(obs.unsqueeze(0)), qf, obs, alpha, noise)
+            chosen, scores = q_switch(*actor(obs.unsqueeze(0)), qf, obs, alpha, noise)
+            assert_close(scores, scores[:, :1].expand_as(scores), rtol=tolerance, atol=tolerance)
+            assert chosen.tolist() == list(range(N))
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-13)])
-def test_identical_policies_score_alike(dtype, tolerance):
-    for _, scores in identical_policies(dtype):
-        assert_close(scores, scores[:, :1].expand_as(scores), rtol=tolerance, atol=tolerance)
-
-
-def test_identical_policies_act_for_their_own_task():
-    for dtype in (torch.float32, torch.float64):
-        for chosen, _ in identical_policies(dtype):
-            assert chosen.tolist() == list(range(len(chosen)))
-
-
-# What is rated
+# What is scored
 
 
 def test_minimum_of_the_twins_scores():
-    """Actions near -1, 0, 1; Q1 = a and Q2 = -a each would choose an end, their mean ties, the minimum is best at 0."""
-    chosen, scores = rate(constant_policies([-2.0, 0, 2]), linear_critic([[1.0] * 3, [-1.0] * 3]))
+    """Q1 = a and Q2 = -a each would choose an end, their mean ties, the minimum is best at 0."""
+    policies = constant_policies([-2.0, 0, 2])
+    chosen, scores = score(policies, linear_critic([[1.0] * 3, [-1.0] * 3]))
     assert chosen.tolist() == [1, 1, 1]
     assert_close(scores, torch.tensor([[-math.tanh(2), 0, -math.tanh(2)]] * 3, dtype=F64))
 
@@ -226,36 +229,22 @@ def test_task_scores_by_its_own_critic_and_temperature():
     log_std = torch.tensor([-3.0, -2, -1], dtype=F64).view(3, 1, 1).expand_as(mean)
     qf = linear_critic([[1.0, -1, 0]] * 2)
     alpha = torch.tensor([1e-6, 1e-6, 0.7], dtype=F64)
-    chosen, scores = rate((mean, log_std), qf, alpha)
+    chosen, scores = score((mean, log_std), qf, alpha)
     assert chosen[:2].tolist() == [2, 0]
-    density = [
-        -s - math.log(2 * math.pi) / 2 - math.log(1 - math.tanh(m) ** 2) for m, s in ((-1, -3), (0, -2), (1, -1))
-    ]
-    assert_close(scores[2], torch.tensor([-0.7 * d for d in density], dtype=F64))
-    assert chosen[2] == max(range(3), key=lambda j: -density[j])
-    assert torch.equal(rate((mean, log_std), qf)[1][2], torch.zeros(3, dtype=F64))
-
-
-@pytest.mark.parametrize("K", [0, 1, 3])
-def test_all_samples_or_the_mean_action_are_rated(K):
-    torch.manual_seed(0)
-    mean, log_std = constant_policies([[-0.5, 0.2], [0.1, 0.4], [0.7, -0.3]], log_std=-0.3)
-    noise = torch.randn(K, 3, 3, 2, dtype=F64) if K else None  # [K, P, N, A]
-    _, scores = rate((mean, log_std), linear_critic([[1.0] * 3] * 2), noise=noise)
-    for i in range(3):
-        for j in range(3):
-            samples = mean[j, i] + math.exp(-0.3) * noise[:, j, i] if K else mean[j, i]
-            assert_close(scores[i, j], torch.tanh(samples).sum(-1).mean())
+    log_density = []
+    for m, s in ((-1, -3), (0, -2), (1, -1)):
+        log_density.append(-s - math.log(2 * math.pi) / 2 - math.log(1 - math.tanh(m) ** 2))
+    assert_close(scores[2], -0.7 * torch.tensor(log_density, dtype=F64))
+    assert chosen[2] == np.argmin(log_density)
+    assert torch.equal(score((mean, log_std), qf)[1][2], torch.zeros(3, dtype=F64))
 
 
 @torch.no_grad()
-def test_many_samples_approach_the_integral(unstack):
-    """For A = 1 the score tends to E_{a ~ pi_j}[min Q_i(s, a)] + alpha_i H[pi_j], by quadrature before the tanh."""
+def test_many_samples_approach_the_integral():
+    """For A = 1 scores tend to E_{a ~ pi_j}[min Q_i(s, a)] + alpha_i H[pi_j], by quadrature."""
     torch.manual_seed(3)
     N, O = 3, 2
-    actor, qf = Actor(N, O, 1, (16,)).double(), Critic(N, O, 1, (16,)).double()
-    for parameter in [*actor.parameters(), *qf.parameters()]:
-        parameter *= 2
+    actor, qf = random_networks(N, O, 1, (16,), scale=2)
     alpha, obs = torch.tensor([0.1, 0.5, 1.0], dtype=F64), torch.randn(N, O, dtype=F64)
 
     grid = torch.linspace(-9, 9, 40_001, dtype=F64)
@@ -264,16 +253,17 @@ def test_many_samples_approach_the_integral(unstack):
     for i in range(N):
         for j in range(N):
             mean, log_std = unstack(actor.net, j)(obs[i])
-            x = mean + log_std.exp() * grid
-            policy = TransformedDistribution(Normal(mean, log_std.exp()), TanhTransform(cache_size=1))
-            a = policy.transforms[0](x)
+            gaussian = Normal(mean, log_std.exp())
+            policy = TransformedDistribution(gaussian, TanhTransform(cache_size=1))
+            a = policy.transforms[0](mean + log_std.exp() * grid)
             inputs = torch.cat([obs[i].expand(len(a), O), a[:, None]], dim=1)
-            q = torch.minimum(unstack(qf.net, i)(inputs), unstack(qf.net, N + i)(inputs))[:, 0]
-            value = q - alpha[i] * policy.log_prob(a)
+            q1, q2 = (unstack(qf.net, critic)(inputs)[:, 0] for critic in (i, N + i))
+            value = torch.minimum(q1, q2) - alpha[i] * policy.log_prob(a)
             integral[i, j] = torch.trapezoid(weight * value, grid)
-            deviation[i, j] = torch.trapezoid(weight * (value - integral[i, j]).square(), grid).sqrt()
+            variance = torch.trapezoid(weight * (value - integral[i, j]).square(), grid)
+            deviation[i, j] = variance.sqrt()
 
-    assert (deviation > 0.05).all()  # so that the bound shrinks to something that a wrong score does not meet
+    assert (deviation > 0.05).all()  # so that the bound shrinks to what a wrong score does not meet
     for K in (1, 100, 50_000):
         noise = torch.randn(K, N, N, 1, dtype=F64)
         chosen, scores = q_switch(*actor(obs.unsqueeze(0)), qf, obs, alpha, noise)
@@ -283,26 +273,97 @@ def test_many_samples_approach_the_integral(unstack):
     assert torch.equal(chosen, integral.argmax(1))
 
 
+def test_as_many_policies_as_tasks():
+    """Other numbers would mistake which policy is the own one."""
+    mean = torch.zeros(3, 2, 1, dtype=F64)
+    with pytest.raises(ValueError, match="3 policies.* 2 tasks|2 tasks.* 3 policies"):
+        q_switch(mean, mean, linear_critic([[1.0, 1.0]] * 2), torch.zeros(2, 2, dtype=F64))
+
+
+# Does the switch know, or guess
+
+
+@torch.no_grad()
+@given(N=st.integers(1, 4), B=st.integers(1, 5), seed=st.integers(0, 2**31))
+def test_agreement_equals_plain_loops(N, B, seed):
+    torch.manual_seed(seed)
+    actor, qf = random_networks(N, 3, 2, (8,), scale=3)
+    obs = torch.randn(N, B, 3, dtype=F64)
+    policies, critics = plain_networks(actor, qf)
+    agreement, gap = torch.zeros(N, dtype=F64), torch.zeros(N, dtype=F64)
+    for i in range(N):
+        for state in obs[i]:
+            inputs = [torch.cat([state, policy(state)[0].tanh()]) for policy in policies]
+            values = [[critic(x).item() for x in inputs] for critic in critics[i]]
+            first, second = ([row.index(max(row)), i][row[i] > max(row) - 1e-5] for row in values)
+            agreement[i] += (first == second) / B
+            gap[i] += (values[1][first] - values[1][i] + values[0][second] - values[0][i]) / 2 / B
+    found = switch_agreement(SimpleNamespace(actor=actor, qf=qf), obs)
+    assert_close(found[0].double(), agreement)
+    assert_close(found[1], gap, rtol=1e-4, atol=1e-6)
+
+
+def agreement_of(values, N=4, B=2000):
+    """switch_agreement of critics with values(N, B, P) [2, N, B, P], where policy j does j / N."""
+    actor = Actor(N, 2, 1, ())
+    with torch.no_grad():
+        actor.net.layers[0].weight.zero_()
+        actor.net.layers[0].bias[:, 0, 0] = (torch.arange(N) / N).atanh()
+    table = values(N, B)
+
+    def qf(obs, actions):
+        states = obs[..., 0].long()  # [N, B P], their number is what is observed
+        policies = (actions[..., 0] * N).round().long()
+        return torch.stack([twin[torch.arange(N)[:, None], states, policies] for twin in table])
+
+    obs = torch.arange(B).float()[None, :, None].expand(N, -1, 2)
+    agreement, gap = switch_agreement(SimpleNamespace(actor=actor, qf=qf), obs)
+    own = torch.arange(N)
+    best = table[0].amax(-1) - table[0][own, :, own]
+    return agreement, gap, best.mean(-1)
+
+
+def test_equal_twins_agree_and_the_gap_is_that_of_the_best():
+    torch.manual_seed(0)
+    agreement, gap, best = agreement_of(lambda N, B: torch.randn(N, B, N).expand(2, -1, -1, -1))
+    assert torch.equal(agreement.float(), torch.ones(4))
+    assert_close(gap, best)
+    assert (gap > 0.5).all()
+
+
+def test_twins_that_guess_agree_by_chance_and_see_no_gap():
+    torch.manual_seed(0)
+    N, B = 4, 2000
+    agreement, gap, best = agreement_of(lambda N, B: torch.randn(2, N, B, N), N, B)
+    assert ((agreement - 1 / N).abs() < 4 * (1 / N * (1 - 1 / N) / B) ** 0.5).all()
+    assert (gap.abs() < 4 * (2 / B) ** 0.5).all()
+    assert (best > 0.5).all()  # which score(chosen) - score(own) would take for an advantage
+    _, gap, _ = agreement_of(lambda N, B: torch.randn(2, N, B, N) + 3 * torch.eye(N)[:, None], N, B)
+    assert (gap < 0).all()  # where the own policy is the best one, what a twin prefers is worse
+
+
 # The mixture
 
 
 MEANS = [-1.5, -0.5, 0.5, 1.5]
 RING = torch.eye(4).roll(1, dims=1)  # task i prefers policy i + 1 (mod 4) to all others
+OWN = torch.arange(4)
 
 
-def make_mixture(args, own_policy_prob=0.0, table=RING, log_std=(-20.0,) * 4, **options):
-    """A Mixture of constant policies with mean MEANS before tanh, which critics of task i rate by table[i] [N, P]."""
+def make_mixture(args, use_switch=True, table=RING, log_std=(-20.0,) * 4, **options):
+    """A Mixture of constant policies with mean MEANS before tanh and scores table [N, P]."""
     actor = Actor(len(table), 2, 1, ())
+    (layer,) = layers(actor)
     with torch.no_grad():
-        actor.net[0].weight.zero_()
-        actor.net[0].bias.copy_(torch.tensor([MEANS, log_std]).T.unsqueeze(1))
+        layer.weight.zero_()
+        layer.bias.copy_(torch.tensor([MEANS, log_std]).T.unsqueeze(1))
 
     def qf(obs, actions):  # [N, B, 1]
         policies = (actions - torch.tensor(MEANS).tanh()).abs().argmin(-1)  # [N, B]
         return table.gather(1, policies).expand(2, -1, -1)
 
     agent = SimpleNamespace(actor=actor, qf=qf, log_alpha=torch.zeros(len(table)))
-    return Mixture(agent, args, own_policy_prob, **options)
+    return Mixture(agent, args, use_switch, **options)
 
 
 def act(mixture, episode_lengths=(0, 0, 0, 0)):
@@ -315,114 +376,95 @@ def who_acted(actions):
     return (actions - torch.tensor(MEANS).tanh()).abs().argmin(1)
 
 
+def is_standard_normal(draws):
+    bound = 4 / draws.numel() ** 0.5
+    return abs(draws.mean()) < bound and abs(draws.std() - 1) < bound
+
+
 def test_defaults_are_the_papers_experiments():
     args = Args()
-    assert (args.qmp, args.switch_samples, args.switch_entropy, args.switch_rule) == (True, 0, False, "argmax")
-    assert (args.switch_period, args.own_policy_prob, args.alpha) == (1, 0.0, 1.0)
+    assert args.qmp and args.switch_rule == "argmax" and args.alpha == 1.0
+    assert args.switch_samples == 0 and not args.switch_entropy
+    assert args.switch_period == 1 and args.own_policy_prob == 0.0
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("K, entropy", [(0, False), (1, True), (3, False), (3, True)])
-def test_what_the_mixture_gives_to_the_switch(monkeypatch, K, entropy):
-    """Every policy in the state of every task, noise for K samples, temperatures if entropy counts; the best acts."""
+def test_what_the_mixture_gives_to_the_switch(K, entropy):
+    """Every policy in the state of every task, noise for samples, temperatures for entropy."""
     torch.manual_seed(0)
     N, O, A = 3, 5, 2
     args = Args(hidden_sizes=(16,), switch_samples=K, switch_entropy=entropy)
     agent = Agent(N, O, A, args)
     agent.log_alpha.copy_(torch.randn(N))
-    mixture, calls, noises = Mixture(agent, args, 0.0), [], []
-    monkeypatch.setattr(qmp_sac, "q_switch", lambda *inputs: calls.append((inputs, q_switch(*inputs))) or calls[-1][1])
-    for _ in range(200 if K else 1):
-        obs, calls[:] = np.random.default_rng(0).normal(size=(N, O)), []
-        mixture.act(obs, np.zeros(N, int))
-        (((mean, log_std, qf, given_obs, alpha, noise), (chosen, _)),) = calls
-        states = torch.as_tensor(obs, dtype=torch.float32)
-        assert qf is agent.qf and torch.equal(given_obs, states)
-        for j in range(N):
-            for got, expected in zip((mean, log_std), agent.actor(states.expand(N, N, O)), strict=True):
-                assert_close(got[j], expected[j])
-        assert torch.equal(mixture.policies, chosen)
+    mixture, noises = Mixture(agent, args, use_switch=True), []
+    obs = np.random.default_rng(0).normal(size=(N, O))
+    states = torch.as_tensor(obs, dtype=torch.float32)
+    for _ in range(100 if K else 1):
+        with mock.patch.object(qmp_sac, "q_switch", wraps=q_switch) as switch:
+            mixture.act(obs, np.zeros(N, int))
+        (mean, log_std, qf, given_obs, alpha, noise), _ = switch.call_args
+        assert switch.call_count == 1 and qf is agent.qf and torch.equal(given_obs, states)
+        every_state = agent.actor(states.expand(N, N, O))
+        for got, expected in zip((mean, log_std), every_state, strict=True):
+            assert_close(got, expected)
+        assert torch.equal(mixture.policies, q_switch(*switch.call_args[0])[0])
         assert torch.equal(alpha, agent.log_alpha.exp()) if entropy else alpha is None
         assert noise.shape == (K, N, N, A) if K else noise is None
         noises += [noise.flatten()] if K else []
-    if K:
-        draws = torch.cat(noises)
-        assert abs(draws.mean()) < 4 / len(draws) ** 0.5 and abs(draws.std() - 1) < 4 / len(draws) ** 0.5
+    assert not K or is_standard_normal(torch.cat(noises))
 
 
 @pytest.mark.parametrize("K", [0, 1, 3])
 def test_a_fresh_draw_of_the_chosen_policy_is_executed(K):
-    """Not its mean, nor a sample that was rated: those that made it win are better than its draws."""
+    """Not its mean, nor a scored sample: those that made it win are better than its draws."""
     torch.manual_seed(0)
-    means, stds, turns = torch.tensor(MEANS), torch.tensor([0.2, 0.3, 0.5, 0.4]), 3000
+    means, stds, steps = torch.tensor(MEANS), torch.tensor([0.2, 0.3, 0.5, 0.4]), 1000
     mixture = make_mixture(Args(switch_samples=K), log_std=stds.log().tolist())
     mixture.agent.qf = lambda obs, actions: actions.sum(-1).expand(2, -1, -1)
-    noise, policies = torch.zeros(turns, 4), torch.zeros(turns, 4, dtype=torch.long)
-    for turn in range(turns):
+    noise, policies = torch.zeros(steps, 4), torch.zeros(steps, 4, dtype=torch.long)
+    for step in range(steps):
         x = act(mixture).atanh()[:, 0]
-        policies[turn] = mixture.policies
-        noise[turn] = (x - means[mixture.policies]) / stds[mixture.policies]
-    for policy in (2, 3) if K == 1 else (3,):  # the others do not win often enough
-        draws = noise[policies == policy]
-        assert len(draws) > 200
-        assert abs(draws.mean()) < 4 / len(draws) ** 0.5 and abs(draws.std() - 1) < 4 / len(draws) ** 0.5
-    assert K or (policies == 3).all()  # its mean action is rated best
+        policies[step] = mixture.policies
+        noise[step] = (x - means[mixture.policies]) / stds[mixture.policies]
+    assert is_standard_normal(noise[policies == 3])  # which wins most often
+    assert K or (policies == 3).all()  # its mean action is scored best
+    assert K != 1 or (policies != 3).any()
     correlation = torch.corrcoef(noise.T).fill_diagonal_(0)  # of the tasks
-    assert correlation.abs().max() < 4 / turns**0.5
+    assert correlation.abs().max() < 4 / steps**0.5
 
 
 def test_mean_actions():
-    """The mean action of the policy that acts, whatever the random numbers are, by mixture and by own policies."""
+    """The mean action of the policy that acts, whatever the random numbers are."""
     means = torch.tensor(MEANS).tanh()
-    for own_policy_prob, policies in ((0.0, [1, 2, 3, 0]), (1.0, [0, 1, 2, 3])):
-        mixture = make_mixture(Args(), own_policy_prob, log_std=[1.0] * 4, mean_actions=True)
+    for use_switch, policies in ((True, [1, 2, 3, 0]), (False, [0, 1, 2, 3])):
+        mixture = make_mixture(Args(), use_switch, log_std=[1.0] * 4, mean_actions=True)
         for seed in (0, 1):
             torch.manual_seed(seed)
             assert_close(act(mixture), means[policies].unsqueeze(1))
             assert mixture.policies.tolist() == policies
 
 
-@pytest.mark.parametrize("rule, temperature", [("softmax", 0.5), ("softmax", 2.0), ("uniform", 1.0)])
-def test_draws_follow_the_rule(rule, temperature):
-    """Chi-square of who acts."""
-    table = torch.tensor([[0.0, 0.3, 0.6, 0.9], [1, 1, 1, 1], [0, -1, 0.5, 0.2], [-0.5, 0.5, 0, 0.1]])
-    mixture = make_mixture(Args(switch_rule=rule, switch_temperature=temperature), table=table)
+@pytest.mark.parametrize("table", [RING, torch.full((4, 4), -1e5)])
+def test_uniform_draws_whatever_the_scores_are(table):
+    """Chi-square of who acts, own policies too: their precedence is the argmax rule's."""
     torch.manual_seed(0)
-    turns = 2500
-    counts, own = torch.zeros(4, 4), torch.arange(4)
-    for _ in range(turns):
-        assert torch.equal(who_acted(act(mixture)), mixture.policies)
-        counts[own, mixture.policies] += 1
-    expected = turns * (torch.softmax(table / temperature, dim=1) if rule == "softmax" else torch.full((4, 4), 0.25))
-    chi_square = ((counts - expected).square() / expected).sum(1)
-    assert (chi_square < 21.1).all()  # 3 degrees of freedom, one in ten thousand
-    # The other rule, or another temperature, would not pass.
-    wrong = turns * (
-        torch.softmax(2 * table / temperature, dim=1) if rule == "softmax" else torch.softmax(table, dim=1)
-    )
-    assert ((counts - wrong).square() / wrong).sum(1).max() > 100
-
-
-@pytest.mark.parametrize("rule", ["softmax", "uniform"])
-@pytest.mark.parametrize("value, temperature", [(1.0, 1.0), (1e5, 1.0), (1e5, 1e-3), (-1e5, 1e-3)])
-def test_equal_scores_are_drawn_with_equal_chance(rule, value, temperature):
-    """Own policies too: their precedence in a tie is the argmax rule's."""
-    table = torch.full((4, 4), value)
-    mixture = make_mixture(Args(switch_rule=rule, switch_temperature=temperature), table=table)
-    torch.manual_seed(0)
+    mixture = make_mixture(Args(switch_rule="uniform"), table=table)
+    counts = torch.zeros(4, 4)
     for _ in range(1000):
-        act(mixture)
-    counts = mixture.totals[:, :-1]
-    assert ((counts - 250).square() / 250).sum(1).max() < 21.1  # 3 degrees of freedom, one in ten thousand
+        assert torch.equal(who_acted(act(mixture)), mixture.policies)
+        counts[OWN, mixture.policies] += 1
+    # 3 degrees of freedom, one in ten thousand
+    assert ((counts - 250).square() / 250).sum(1).max() < 21.1
 
 
 @pytest.mark.parametrize("period", [1, 3])
 def test_choice_is_kept_for_a_period_of_the_episode(period):
-    """Each task chooses in the steps of its own episode that the period divides, and keeps its choice between them."""
+    """Each task chooses where the period divides its own episode's steps, and keeps its choice."""
     torch.manual_seed(0)
-    table = torch.zeros(4, 4)
-    mixture, lengths, kept = make_mixture(Args(switch_period=period), table=table), torch.arange(4), 0
-    assert mixture.policies.tolist() == [0, 1, 2, 3]  # until they choose, tasks act by their own policies
+    table, lengths, kept = torch.zeros(4, 4), torch.arange(4), 0
+    mixture = make_mixture(Args(switch_period=period), table=table)
+    assert mixture.policies.tolist() == [0, 1, 2, 3]  # until they choose, own policies act
     for _ in range(300):
         before = mixture.policies.clone()
         table.copy_(torch.rand(4, 4))
@@ -437,71 +479,63 @@ def test_choice_is_kept_for_a_period_of_the_episode(period):
 @pytest.mark.parametrize("own_policy_prob", [0.0, 0.7])
 def test_frequency_of_own_policy(own_policy_prob):
     torch.manual_seed(0)
-    args = Args(own_policy_prob=own_policy_prob)
-    mixture, own, turns = make_mixture(args, own_policy_prob), torch.arange(4), 2000
-    skipped = torch.zeros(turns, 4, dtype=F64)
-    for turn in range(turns):
+    mixture, steps = make_mixture(Args(own_policy_prob=own_policy_prob)), 1000
+    skipped = torch.zeros(steps, 4, dtype=F64)
+    for step in range(steps):
         policies = who_acted(act(mixture))
         assert torch.equal(policies, mixture.policies)
-        assert ((policies == own) | (policies == (own + 1) % 4)).all()
-        skipped[turn] = (policies == own).double()
-    bound = 4 * (own_policy_prob * (1 - own_policy_prob) / turns) ** 0.5
+        assert ((policies == OWN) | (policies == (OWN + 1) % 4)).all()
+        skipped[step] = (policies == OWN).double()
+    bound = 4 * (own_policy_prob * (1 - own_policy_prob) / steps) ** 0.5
     assert ((skipped.mean(0) - own_policy_prob).abs() <= bound).all()
     if own_policy_prob:  # tasks skip the switch apart from each other
         correlation = torch.corrcoef(skipped.T).fill_diagonal_(0)
-        assert correlation.abs().max() < 4 / turns**0.5
+        assert correlation.abs().max() < 4 / steps**0.5
 
 
 def test_own_policies_are_kept_for_a_period_too():
     torch.manual_seed(0)
-    mixture, own = make_mixture(Args(switch_period=5, own_policy_prob=0.5), 0.5), torch.arange(4)
-    steps = torch.stack([(act(mixture, [step % 20] * 4), mixture.policies == own)[1] for step in range(1000)])
-    shares = steps.view(200, 5, 4).double().mean(1)
+    mixture, own = make_mixture(Args(switch_period=5, own_policy_prob=0.5)), []
+    for step in range(1000):
+        act(mixture, [step % 20] * 4)
+        own.append(mixture.policies == OWN)
+    shares = torch.stack(own).view(200, 5, 4).double().mean(1)
     assert ((shares == 0) | (shares == 1)).all()
     assert ((shares.mean(0) - 0.5).abs() < 4 * (0.25 / 200) ** 0.5).all()
 
 
-def test_own_policies_act_as_single_policies_without_critics(unstack):
-    """With own_policy_prob 1, as the base method has it: from the global random numbers, a draw for each task."""
+def test_own_policies_act_as_single_policies_without_critics():
+    """As the base method has it: from the global random numbers, a draw for each task."""
     N, O, A = 4, 3, 2
     torch.manual_seed(0)
-    agent, own = Agent(N, O, A, Args(hidden_sizes=(16,))), torch.arange(N)
+    agent = Agent(N, O, A, Args(hidden_sizes=(16,)))
     agent.qf = None
-    mixture = Mixture(agent, Args(qmp=False), own_policy_prob=1.0)
-    for turn in range(20):
+    mixture = Mixture(agent, Args(qmp=False), use_switch=False)
+    for step in range(20):
         obs = torch.randn(N, O)
-        torch.manual_seed(turn)
+        torch.manual_seed(step)
         actions, state = mixture.act(obs.numpy(), np.arange(N)), torch.get_rng_state()
-        assert torch.equal(mixture.policies, own)
-        torch.manual_seed(turn)
+        assert torch.equal(mixture.policies, OWN)
+        torch.manual_seed(step)
         noise = torch.randn(N, A)
         assert torch.equal(torch.get_rng_state(), state)
         for i in range(N):
             mean, log_std = unstack(agent.actor.net, i)(obs[i]).detach().chunk(2)
             assert_close(torch.tensor(actions[i]), torch.tanh(mean + log_std.exp() * noise[i]))
-    assert torch.equal(mixture.totals, torch.cat([20 * torch.eye(N), torch.zeros(N, 1)], dim=1).double())
+    np.testing.assert_array_equal(mixture.pop_statistics(), np.eye(N))
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("rule", ["argmax", "uniform"])
-def test_totals_are_a_plain_count(plain_networks, rule):
-    """Steps in which each policy acted for each task, and how much better the task's critics rate it than the own."""
+def test_shares_are_a_plain_count_since_the_last_time():
     torch.manual_seed(0)
-    N, O, A = 3, 2, 2
-    args = Args(hidden_sizes=(16,), switch_rule=rule, switch_period=3, own_policy_prob=0.3)
-    agent = Agent(N, O, A, args)
-    for parameter in agent.parameters():
-        parameter *= 3
-    policies, critics = plain_networks(agent.actor, agent.qf)
-    mixture, counts, advantage, lengths = Mixture(agent, args, 0.3), torch.zeros(N, N), torch.zeros(N), torch.arange(N)
-    for _ in range(60):
-        obs = torch.randn(N, O)
-        mixture.act(obs.numpy(), lengths.numpy())
-        scores = loop_q_switch(policies, critics, obs)
-        for i, j in enumerate(mixture.policies.tolist()):
-            counts[i, j] += 1
-            advantage[i] += scores[i][j] - scores[i][i]
-        lengths += 1
-    assert (counts > 0).all() and (advantage.abs() > 0.1).all()
-    assert torch.equal(mixture.totals[:, :N], counts.double())
-    assert_close(mixture.totals[:, N], advantage.double(), rtol=1e-4, atol=1e-4)
+    args = Args(switch_rule="uniform", switch_period=3, own_policy_prob=0.3)
+    mixture = make_mixture(args)
+    assert np.isnan(mixture.pop_statistics()).all()  # of no steps
+    for steps in (60, 30):
+        counts = np.zeros((4, 4))
+        for step in range(steps):
+            act(mixture, OWN.numpy() + step)
+            counts[OWN, mixture.policies] += 1
+        copy = make_mixture(args)
+        copy.load_state_dict(mixture.state_dict())
+        for one in (copy, mixture):
+            np.testing.assert_allclose(one.pop_statistics(), counts / steps)

@@ -1,11 +1,13 @@
-"""Updates of qmp_sac.py: the stack learns as N separate SAC agents do, and the replay buffer keeps tasks apart."""
+"""Updates of qmp_sac.py: a stack learns as N separate SAC agents do, replay keeps tasks apart."""
 
 import copy
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from helpers import F64, fixed_noise, layers, make_learner, random_batch, unstack
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
@@ -14,7 +16,6 @@ from torch.testing import assert_close
 import qmp_sac
 from qmp_sac import Args, Batch, Critic, ReplayBuffer, update
 
-F64 = torch.float64
 SETTINGS = {"gamma": 0.97, "tau": 0.01, "policy_lr": 3e-4, "q_lr": 1e-3}
 
 
@@ -23,22 +24,25 @@ def state_of(agent):
     N = len(agent.log_alpha)
     tensors = {}
     for name, p in agent.named_parameters():
-        stacked_twins = name.startswith("qf")
-        tensors[name] = (p.view(2, N, *p.shape[1:]).transpose(0, 1) if stacked_twins else p).detach().clone()
+        if name.startswith("qf"):  # the twins of a task lie N apart
+            p = p.view(2, N, *p.shape[1:]).transpose(0, 1)
+        tensors[name] = p.detach().clone()
     return tensors
 
 
 class SingleAgent:
     """Soft actor-critic on one task, written plainly; starts from slice i of the script's agent."""
 
-    def __init__(self, agent, unstack, i, A, args):
+    def __init__(self, agent, i, A, args):
         N, self.A, self.args = len(agent.log_alpha), A, args
         self.actor = unstack(agent.actor.net, i)
         self.qf1, self.qf2 = unstack(agent.qf.net, i), unstack(agent.qf.net, N + i)
         self.qf1_target, self.qf2_target = copy.deepcopy(self.qf1), copy.deepcopy(self.qf2)
         self.log_alpha = agent.log_alpha[i].detach().clone().requires_grad_()
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=args.policy_lr)
-        self.q_optimizer = torch.optim.Adam([*self.qf1.parameters(), *self.qf2.parameters()], lr=args.q_lr)
+        self.q_optimizer = torch.optim.Adam(
+            [*self.qf1.parameters(), *self.qf2.parameters()], lr=args.q_lr
+        )
         self.a_optimizer = torch.optim.Adam([self.log_alpha], lr=args.q_lr)
 
     def act(self, obs, noise):
@@ -67,7 +71,8 @@ class SingleAgent:
         pi, log_prob = self.act(obs, noise[1])
         x = torch.cat([obs, pi], 1)
         actor_loss = (alpha * log_prob - torch.minimum(self.qf1(x), self.qf2(x))).mean()
-        info |= {"actor_loss": actor_loss, "entropy": -log_prob.mean(), "alpha": torch.tensor(alpha, dtype=F64)}
+        info |= {"actor_loss": actor_loss, "entropy": -log_prob.mean()}
+        info["alpha"] = torch.tensor(alpha, dtype=F64)
         self.actor_optimizer.zero_grad()
         actor_loss.backward()
         self.actor_optimizer.step()
@@ -85,59 +90,56 @@ class SingleAgent:
         return {name: value.item() for name, value in info.items()}
 
 
-def random_batch(N, B, O, A):
-    return Batch(
-        obs=torch.randn(N, B, O, dtype=F64),
-        actions=2 * torch.rand(N, B, A, dtype=F64) - 1,
-        rewards=3 * torch.randn(N, B, dtype=F64),
-        next_obs=torch.randn(N, B, O, dtype=F64),
-        terminations=(torch.rand(N, B) < 0.3).double(),
-    )
-
-
 # A stack is N agents
 
 
-@pytest.mark.parametrize("updates", [1, 20])
 @pytest.mark.parametrize(
-    "N, B, O, A, hidden_sizes, autotune",
-    [(3, 8, 5, 2, (16, 12), True), (1, 4, 3, 1, (8,), True), (5, 1, 2, 3, (3,), True), (2, 6, 4, 2, (9, 9, 9), False)],
+    "N, B, O, A, hidden_sizes, autotune, updates",
+    [
+        (3, 8, 5, 2, (16, 12), True, 20),
+        (1, 4, 3, 1, (8,), True, 20),
+        (5, 1, 2, 3, (3,), True, 1),
+        (2, 6, 4, 2, (9, 9, 9), False, 20),
+        (7, 400, 4, 2, (64, 48), True, 2),  # a stack that is run in parts
+    ],
 )
-def test_stack_equals_separate_agents(make_learner, fixed_noise, unstack, N, B, O, A, hidden_sizes, autotune, updates):
+def test_stack_equals_separate_agents(N, B, O, A, hidden_sizes, autotune, updates):
     torch.manual_seed(0)
     args = Args(**SETTINGS, hidden_sizes=hidden_sizes, autotune=autotune)
     agent, optimizers = make_learner(qmp_sac, N, O, A, args)
-    singles = [SingleAgent(agent, unstack, i, A, args) for i in range(N)]
+    singles = [SingleAgent(agent, i, A, args) for i in range(N)]
     start = state_of(agent)
     for _ in range(updates):
-        data, noise = random_batch(N, B, O, A), torch.randn(2, N, B, A, dtype=F64)
+        data, noise = random_batch(qmp_sac, N, B, O, A), torch.randn(2, N, B, A, dtype=F64)
         with fixed_noise(noise):
             info = update(agent, optimizers, data, args)
         expected = [singles[i].update(*(field[i] for field in data), noise[:, i]) for i in range(N)]
         assert info.keys() == expected[0].keys()
         for name, values in info.items():
             assert values.shape == (N,) and not values.requires_grad
-            assert_close(values.tolist(), [single[name] for single in expected], rtol=1e-9, atol=1e-11)
+            plain = [single[name] for single in expected]
+            assert_close(values.tolist(), plain, rtol=1e-9, atol=1e-11)
 
     for i, single in enumerate(singles):
-        pairs = [(unstack(agent.actor.net, i), single.actor)]
-        pairs += [(unstack(agent.qf.net, i), single.qf1), (unstack(agent.qf.net, N + i), single.qf2)]
-        pairs += [(unstack(agent.qf_target.net, i), single.qf1_target)]
-        pairs += [(unstack(agent.qf_target.net, N + i), single.qf2_target)]
-        for net, plain in pairs:
-            for p, q in zip(net.parameters(), plain.parameters(), strict=True):
+        pairs = [(agent.actor, i, single.actor)]
+        pairs += [(agent.qf, i, single.qf1), (agent.qf, N + i, single.qf2)]
+        pairs += [(agent.qf_target, i, single.qf1_target)]
+        pairs += [(agent.qf_target, N + i, single.qf2_target)]
+        for net, k, plain in pairs:
+            for p, q in zip(unstack(net, k).parameters(), plain.parameters(), strict=True):
                 assert_close(p, q, rtol=1e-9, atol=1e-12)
         assert_close(agent.log_alpha[i], single.log_alpha, rtol=1e-9, atol=0)
     # The comparison is not of networks that stand still.
     for name, value in state_of(agent).items():
         moved = (value - start[name]).abs().reshape(N, -1).amax(1)
-        assert (moved > 1e-6).all() if autotune or name != "log_alpha" else (moved == 0).all(), name
+        is_learned = autotune or name != "log_alpha"
+        assert (moved > 1e-6).all() if is_learned else (moved == 0).all(), name
 
 
 @pytest.mark.parametrize("perturbation", [1.0, math.nan])
 @pytest.mark.parametrize("i", [0, 1, 2])
-def test_task_learns_from_its_own_data_alone(make_learner, i, perturbation):
-    """Whatever the data of all other tasks are, after five updates task i is the same, bit for bit."""
+def test_task_learns_from_its_own_data_alone(i, perturbation):
+    """Whatever the data of other tasks are, after five updates task i is the same, bit for bit."""
     N, B, O, A, args = 3, 8, 5, 2, Args(**SETTINGS, hidden_sizes=(16, 16))
     learners = []
     for _ in range(2):
@@ -145,7 +147,7 @@ def test_task_learns_from_its_own_data_alone(make_learner, i, perturbation):
         learners.append(make_learner(qmp_sac, N, O, A, args))
     others = torch.arange(N) != i
     for _ in range(5):
-        data = random_batch(N, B, O, A)
+        data = random_batch(qmp_sac, N, B, O, A)
         changed = Batch(*(field.clone() for field in data))
         for field in changed:
             field[others] += perturbation
@@ -155,10 +157,13 @@ def test_task_learns_from_its_own_data_alone(make_learner, i, perturbation):
         changed_info = update(*learners[1], changed, args)
         for name in info:
             assert torch.equal(info[name][i], changed_info[name][i])
-    for (name, p), q in zip(state_of(learners[0][0]).items(), state_of(learners[1][0]).values(), strict=True):
+    states = [state_of(agent) for agent, _ in learners]
+    for name, p in states[0].items():
+        q = states[1][name]
         assert torch.isfinite(p[i]).all()
         assert torch.equal(p[i], q[i]), name
-        assert name == "log_alpha" or not torch.equal(p[others], q[others])  # the perturbation did reach the others
+        # The perturbation did reach the others.
+        assert name == "log_alpha" or not torch.equal(p[others], q[others])
 
 
 # Targets and losses
@@ -166,73 +171,82 @@ def test_task_learns_from_its_own_data_alone(make_learner, i, perturbation):
 
 def set_constant(net, values):
     """Make a stack of networks answer `values` [S][out], whatever it is asked."""
+    last = layers(net)[-1]
     with torch.no_grad():
-        net[-1].weight.zero_()
-        net[-1].bias.copy_(torch.tensor(values, dtype=F64).view_as(net[-1].bias))
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor(values, dtype=F64).view_as(last.bias))
+    return last.bias
 
 
-def test_noise_is_standard_normal(monkeypatch, make_learner):
+def test_noise_is_standard_normal():
     """Both halves, of every task, from the global random numbers."""
-    drawn, args = [], Args(hidden_sizes=(4,))
-    learner, data, randn = make_learner(qmp_sac, 3, 2, 2, args), random_batch(3, 40, 2, 2), torch.randn
-    monkeypatch.setattr(torch, "randn", lambda *shape, **options: drawn.append(randn(*shape, **options)) or drawn[-1])
-    for _ in range(20):
-        update(*learner, data, args)
+    drawn, randn, args = [], torch.randn, Args(hidden_sizes=(4,))
+    learner = make_learner(qmp_sac, 3, 2, 2, args)
+    data = random_batch(qmp_sac, 3, 40, 2, 2)
+
+    def recorded(*shape, **options):
+        drawn.append(randn(*shape, **options))
+        return drawn[-1]
+
+    with mock.patch("torch.randn", recorded):
+        for _ in range(20):
+            update(*learner, data, args)
     noise = torch.stack(drawn)
+    bound = 4 / noise.numel() ** 0.5
     assert noise.shape == (20, 2, 3, 40, 2)
-    assert abs(noise.mean()) < 4 / noise.numel() ** 0.5 and abs(noise.std() - 1) < 4 / noise.numel() ** 0.5
+    assert abs(noise.mean()) < bound and abs(noise.std() - 1) < bound
 
 
-def test_only_termination_stops_the_bootstrap(make_learner, fixed_noise):
-    """Losses and steps equal the closed form r + gamma (1 - terminated) (min target-Q - alpha log pi).
+def test_only_termination_stops_the_bootstrap():
+    """Losses and steps in closed form: r + gamma (1 - terminated) (min target-Q - alpha log pi).
 
     A truncated transition is stored with termination 0, so it bootstraps as any other.
     """
     N, B, O, A, args = 2, 4, 3, 2, Args(gamma=0.9, tau=0.0, hidden_sizes=(4,))
     agent, optimizers = make_learner(qmp_sac, N, O, A, args)
-    set_constant(agent.actor.net, [[0.0] * 2 * A] * N)  # mean 0, std 1
-    log_prob = A * (-0.5 * 0.3**2 - 0.5 * math.log(2 * math.pi) - math.log(1 - math.tanh(0.3) ** 2))
+    set_constant(agent.actor, [[0.0] * 2 * A] * N)  # mean 0, std 1
+    log_prob = -0.5 * 0.3**2 - 0.5 * math.log(2 * math.pi) - math.log(1 - math.tanh(0.3) ** 2)
+    log_prob *= A
     alpha = [0.5, 2.0]
     agent.log_alpha.data = torch.tensor(alpha, dtype=F64).log()
-    set_constant(agent.qf_target.net, [3.0, 8, 5, 7])  # the minimum is Q1 in task 0, Q2 in task 1
+    set_constant(agent.qf_target, [3.0, 8, 5, 7])  # the minimum is Q1 in task 0, Q2 in task 1
     minimum, q = [3.0, 7.0], [[0.0, 0.0], [1.0, -1.0]]
-    set_constant(agent.qf.net, [0.0, 0, 1, -1])
-    optimizers["q"] = torch.optim.SGD([agent.qf.net[-1].bias], lr=0.1)
-    data = random_batch(N, B, O, A)._replace(
-        rewards=torch.tensor([[1.0, 2, 3, 4], [-1, 0, 10, 0]], dtype=F64),
-        terminations=torch.tensor([[0.0, 1, 0, 1], [0, 0, 0, 1]], dtype=F64),
+    bias = set_constant(agent.qf, [0.0, 0, 1, -1])
+    optimizers["q"] = torch.optim.SGD([bias], lr=0.1)
+    rewards, terminations = [[1.0, 2, 3, 4], [-1.0, 0, 10, 0]], [[0.0, 1, 0, 1], [0.0, 0, 0, 1]]
+    data = random_batch(qmp_sac, N, B, O, A)._replace(
+        rewards=torch.tensor(rewards, dtype=F64), terminations=torch.tensor(terminations, dtype=F64)
     )
-    targets = [
-        [r + (0 if t else 0.9 * (minimum[i] - alpha[i] * log_prob)) for r, t in zip(rewards, terms, strict=True)]
-        for i, (rewards, terms) in enumerate(zip(data.rewards.tolist(), data.terminations.tolist(), strict=True))
-    ]
+    next_values = [0.9 * (minimum[i] - alpha[i] * log_prob) for i in range(N)]
+    targets = np.array(rewards) + (1 - np.array(terminations)) * np.array(next_values)[:, None]
 
     with fixed_noise(torch.full((2, N, B, A), 0.3, dtype=F64)):
         info = update(agent, optimizers, data, args)
     assert_close(info["qf1_values"].tolist(), [0.0, 0.0])
     assert_close(info["qf2_values"].tolist(), [1.0, -1.0])
-    moved = [[0.0] * N, [0.0] * N]
+    moved = np.zeros((2, N))
     for c, loss in enumerate((info["qf1_loss"], info["qf2_loss"])):
         for i in range(N):
-            assert loss[i].item() == pytest.approx(np.mean([(q[c][i] - y) ** 2 for y in targets[i]]), rel=1e-12)
-            # The gradient by the output's bias is that of the mean squared error of this critic and task alone.
-            moved[c][i] = q[c][i] - 0.1 * 2 * np.mean([q[c][i] - y for y in targets[i]])
-            assert agent.qf.net[-1].bias[c * N + i].item() == pytest.approx(moved[c][i], rel=1e-12)
-    # The policies are rated by the critics that have just learned, and by alpha of before.
+            errors = q[c][i] - targets[i]
+            assert loss[i].item() == pytest.approx(np.mean(errors**2), rel=1e-12)
+            # The gradient is that of the mean squared error of this critic and task alone.
+            moved[c, i] = q[c][i] - 0.1 * 2 * np.mean(errors)
+            assert bias[c * N + i].item() == pytest.approx(moved[c, i], rel=1e-12)
+    # The policies are judged by the critics that have just learned, and by alpha of before.
     for i in range(N):
-        expected = alpha[i] * log_prob - min(moved[0][i], moved[1][i])
-        assert info["actor_loss"][i].item() == pytest.approx(expected, rel=1e-12)
-        assert info["entropy"][i].item() == pytest.approx(-log_prob, rel=1e-12)
-        assert info["alpha"][i].item() == pytest.approx(alpha[i], rel=1e-12)
-        assert info["alpha_loss"][i].item() == pytest.approx(-math.log(alpha[i]) * (log_prob - A), rel=1e-12)
+        alpha_loss = -math.log(alpha[i]) * (log_prob - A)
+        expected = [alpha[i] * log_prob - min(moved[:, i]), -log_prob, alpha[i], alpha_loss]
+        found = [info[name][i] for name in ("actor_loss", "entropy", "alpha", "alpha_loss")]
+        assert [x.item() for x in found] == pytest.approx(expected, rel=1e-12)
 
 
-def test_target_is_of_the_next_observation(make_learner):
+def test_target_is_of_the_next_observation():
     """It depends on next_obs where the episode goes on, and not where it terminated."""
     losses, args = [], Args(hidden_sizes=(8,))
     for shift in (0.0, 1.0):
         torch.manual_seed(0)
-        learner, data = make_learner(qmp_sac, 2, 3, 2, args), random_batch(2, 6, 3, 2)
+        learner = make_learner(qmp_sac, 2, 3, 2, args)
+        data = random_batch(qmp_sac, 2, 6, 3, 2)
         terminations = torch.tensor([[1.0], [0.0]], dtype=F64).expand(2, 6)
         data = data._replace(next_obs=data.next_obs + shift, terminations=terminations)
         losses.append(update(*learner, data, args)["qf1_loss"])
@@ -241,54 +255,56 @@ def test_target_is_of_the_next_observation(make_learner):
 
 
 @pytest.mark.parametrize("part", ["qf", "actor", "log_alpha", "qf_target"])
-def test_each_loss_moves_its_own_parameters(make_learner, part):
+def test_each_loss_moves_its_own_parameters(part):
     """With all other steps of length 0, nothing but `part` moves."""
     torch.manual_seed(0)
-    N, B, O, A = 3, 8, 5, 2
     args = Args(hidden_sizes=(16,), tau=1.0 if part == "qf_target" else 0.0)
-    agent, optimizers = make_learner(qmp_sac, N, O, A, args)
+    agent, optimizers = make_learner(qmp_sac, 3, 5, 2, args)
     for name, learned in (("q", "qf"), ("actor", "actor"), ("alpha", "log_alpha")):
         optimizers[name].param_groups[0]["lr"] = 0.1 * (part == learned)
     if part == "qf_target":
         with torch.no_grad():
-            agent.qf.net[-1].bias += 1
+            layers(agent.qf)[-1].bias += 1
     before = state_of(agent)
-    update(agent, optimizers, random_batch(N, B, O, A), args)
+    update(agent, optimizers, random_batch(qmp_sac, 3, 8, 5, 2), args)
     after = state_of(agent)
-    assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {part}
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert {name.split(".")[0] for name in moved} == {part}
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.005, 0.3, 1.0])
-def test_target_moves_by_tau_towards_the_critics_that_have_learned(make_learner, tau):
+def test_target_moves_by_tau_towards_the_critics_that_have_learned(tau):
     torch.manual_seed(0)
     args = Args(hidden_sizes=(8, 8), tau=tau)
     agent, optimizers = make_learner(qmp_sac, 3, 4, 2, args)
     agent.qf_target.load_state_dict(Critic(3, 4, 2, (8, 8)).state_dict())
     start = [p.clone() for p in agent.qf_target.parameters()]
-    update(agent, optimizers, random_batch(3, 8, 4, 2), args)
-    for p, q, before in zip(agent.qf.parameters(), agent.qf_target.parameters(), start, strict=True):
-        assert_close(q, ((1 - tau) * before + tau * p).detach(), rtol=1e-12, atol=1e-15)
+    update(agent, optimizers, random_batch(qmp_sac, 3, 8, 4, 2), args)
+    nets = agent.qf.parameters(), agent.qf_target.parameters()
+    for p, target, before in zip(*nets, start, strict=True):
+        expected = ((1 - tau) * before + tau * p).detach()
+        assert_close(target, expected, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("autotune", [True, False])
-def test_alpha_follows_the_entropy(make_learner, fixed_noise, autotune):
-    """Up where entropy is below the target, down where it is above, still where it is met; each task for itself."""
+def test_alpha_follows_the_entropy(autotune):
+    """Up where entropy is below the target, down where it is above, still where it is met."""
     N, B, O, A, args = 3, 4, 2, 2, Args(q_lr=0.01, hidden_sizes=(4,), autotune=autotune)
     agent, optimizers = make_learner(qmp_sac, N, O, A, args)
     entropy = [-4.0, 0.25, -2.0]  # the target is -2
     # Without noise, at mean 0, log pi is A (-log std - log(2 pi) / 2).
     log_std = [H / A - math.log(2 * math.pi) / 2 for H in entropy]
-    set_constant(agent.actor.net, [[0.0, 0.0, x, x] for x in log_std])
+    set_constant(agent.actor, [[0.0, 0.0, x, x] for x in log_std])
     start = torch.tensor([0.5, -3.0, -1.0], dtype=F64)
     agent.log_alpha.data = start.clone()
-    data = random_batch(N, B, O, A)
+    data = random_batch(qmp_sac, N, B, O, A)
     with fixed_noise(torch.zeros(2, N, B, A, dtype=F64)):
         info = update(agent, optimizers, data, args)
     assert_close(info["entropy"].tolist(), entropy)
     assert_close(info["alpha_loss"].tolist(), [-0.5 * 2, 3.0 * -2.25, 0.0], rtol=1e-9, atol=1e-12)
     # The first step of Adam is the learning rate times the gradient's sign.
-    step = agent.log_alpha.detach() - start
-    assert_close(step, torch.tensor([0.01, -0.01, 0.0], dtype=F64) * autotune, rtol=1e-6, atol=1e-8)
+    step = torch.tensor([0.01, -0.01, 0.0], dtype=F64) * autotune
+    assert_close(agent.log_alpha.detach() - start, step, rtol=1e-6, atol=1e-8)
 
 
 # Replay buffer
@@ -306,7 +322,12 @@ def fill(rb, N, steps):
             array[:] = 0
 
 
-@given(N=st.integers(1, 4), capacity=st.integers(1, 9), steps=st.integers(1, 25), seed=st.integers(0, 2**31))
+@given(
+    N=st.integers(1, 4),
+    capacity=st.integers(1, 9),
+    steps=st.integers(1, 25),
+    seed=st.integers(0, 2**31),
+)
 def test_buffer_keeps_the_newest_of_each_task_with_fields_aligned(N, capacity, steps, seed):
     torch.manual_seed(seed)
     rb = ReplayBuffer(N, 3, 2, capacity, torch.device("cpu"))
@@ -316,8 +337,9 @@ def test_buffer_keeps_the_newest_of_each_task_with_fields_aligned(N, capacity, s
     assert [field.shape[2:] for field in data] == [(3,), (2,), (), (3,), ()]
     assert all(field.shape[:2] == (N, 400) and field.dtype == torch.float32 for field in data)
     code = data.rewards - 0.5  # [N, B]
-    for i in range(N):  # all rows that must be there, and none else, so that 400 draws of at most 9 show each
-        assert set(code[i].tolist()) == {1000.0 * i + t for t in range(max(0, steps - capacity), steps)}
+    kept = range(max(0, steps - capacity), steps)
+    for i in range(N):  # all rows that must be there, and none else: 400 draws of at most 9
+        assert set(code[i].tolist()) == {1000.0 * i + t for t in kept}
     assert torch.equal(data.obs, torch.stack([code, -code, 0 * code], dim=-1))
     assert torch.equal(data.next_obs, data.obs + 1)
     assert torch.equal(data.actions[..., 1], code)
@@ -329,18 +351,21 @@ def test_buffer_samples_uniformly():
     torch.manual_seed(0)
     rb, draws = ReplayBuffer(2, 3, 2, 16, torch.device("cpu")), 40_000
     fill(rb, 2, 20)
-    times = (rb.sample(draws).rewards - 0.5 - 1000 * torch.arange(2)[:, None]).long() - 4  # [N, B] in 0 .. 15
+    code = rb.sample(draws).rewards - 0.5
+    times = (code - 1000 * torch.arange(2)[:, None]).long() - 4  # [N, B] in 0 .. 15
     counts = torch.stack([torch.bincount(row, minlength=16) for row in times]).double()
     chi_square = ((counts - draws / 16).square() / (draws / 16)).sum(1)
     assert (chi_square < 44.3).all()  # 15 degrees of freedom, one in ten thousand
     assert (times[0] == times[1]).double().mean() < 0.1  # tasks draw apart: alike one time in 16
 
 
-def test_sampled_batch_is_a_copy():
-    torch.manual_seed(0)
+def test_sampled_batch_is_a_copy_drawn_by_the_generator_given():
     rb = ReplayBuffer(2, 3, 2, 4, torch.device("cpu"))
     fill(rb, 2, 4)
-    data = rb.sample(8)
+    state = torch.get_rng_state()
+    data, again = (rb.sample(8, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(data, again, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
     before = [field.clone() for field in data]
     fill(rb, 2, 3)
     assert all(torch.equal(a, b) for a, b in zip(data, before, strict=True))

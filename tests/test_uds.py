@@ -1,54 +1,57 @@
 """qmp_uds.py: borrowed transitions, which of them count, and how."""
 
+from unittest import mock
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from test_runs import Drift
+from helpers import F64, Drift, fixed_noise, make_learner, random_batch
 from torch.testing import assert_close
 
 import envs
 import qmp_sac
 import qmp_uds
-from envs.pointreach import GOALS, SPARSE, STEP
+from envs.pointreach import GOALS, SPARSE, STEP, TASKS
 from qmp_uds import Args, Batch, Critic, ReplayBuffer, share, update
 
 N, B, O, A = 3, 200, 4, 2
-SHORT = "--total-timesteps 120 --learning-starts 60 --hidden-sizes 8 --batch-size 4 --eval-episodes 1 --no-cuda".split()
+SHORT = "--total-timesteps 120 --learning-starts 60 --hidden-sizes 8 --batch-size 4 --no-cuda"
+SHORT = [*SHORT.split(), "--eval-episodes", "1", "--eval-frequency", "1000"]
 
 
 def random_batches(B):
     """Two random batches, the tasks' own and borrowed ones."""
-    shapes = ((N, B, O), (N, B, A), (N, B), (N, B, O))
-    return [Batch(*(torch.randn(*shape).tanh() for shape in shapes), torch.zeros(N, B)) for _ in range(2)]
-
-
-class Ending(Drift):
-    """Its episodes end in the step, and with the success, that `end` says."""
-
-    def __init__(self, task, length, end):
-        super().__init__(task)
-        self.length, self.end = length, end
-
-    def step(self, action):
-        self.steps += 1
-        last = self.steps == self.length
-        success = {"success": last, "fall": self.steps == 1, "half": 0.5, "limit": last}[self.end]
-        obs = np.array([100 * self.task + self.steps], np.float32)
-        return obs, 5.0, last and self.end != "limit", last and self.end == "limit", {"success": float(success)}
+    return [random_batch(qmp_uds, N, B, O, A) for _ in range(2)]
 
 
 LENGTHS = {"success": 2, "fall": 3, "half": 4, "limit": 5}
 
 
-def make_endings(seed, vectorization, render_mode):
-    thunks = [lambda i=i, end=end: Ending(i, LENGTHS[end], end) for i, end in enumerate(LENGTHS)]
-    return SyncVectorEnv(thunks, autoreset_mode=AutoresetMode.SAME_STEP)
+class Ending(Drift):
+    """Its episodes end in the step, and with the success, that `end` says."""
+
+    metadata = {}
+
+    def __init__(self, task, end):
+        super().__init__(task)
+        self.end = end
+
+    def step(self, action):
+        self.steps += 1
+        last = self.steps == LENGTHS[self.end]
+        success = {"success": last, "fall": self.steps == 1, "half": 0.5, "limit": last}[self.end]
+        obs = np.array([100 * self.task + self.steps], np.float32)
+        ends = last and self.end != "limit", last and self.end == "limit"
+        return obs, 5.0, *ends, {"success": float(success)}
+
+
+def make_endings(render_mode=None):
+    return {end: lambda i=i, end=end: Ending(i, end) for i, end in enumerate(LENGTHS)}
 
 
 def filled(N=N, steps=50):
-    """A buffer in which every number of a transition tells its task and step: 1000 task + step, next_obs negative.
+    """A buffer whose numbers tell task and step: 1000 task + step, next_obs negative.
 
     Odd steps are terminations, and every other of these is everybody's.
     """
@@ -64,37 +67,41 @@ def filled(N=N, steps=50):
 def test_borrowed_transitions_are_other_tasks_relabelled(steps):
     """Of a buffer that is not full, and of one that has begun to forget."""
     torch.manual_seed(0)
-    rb, min_rewards, kept = filled(steps=steps), torch.tensor([-1.0, -2.0, -3.0]), range(max(0, steps - 64), steps)
+    rb, min_rewards = filled(steps=steps), torch.tensor([-1.0, -2.0, -3.0])
     data = rb.sample_others(B, min_rewards)
     assert torch.equal(data.rewards, min_rewards[:, None].expand(N, B))
     mark = data.obs[:, :, 0]
-    owners, steps = (mark // 1000).long(), mark % 1000
+    owners, times = (mark // 1000).long(), mark % 1000
     for i in range(N):
         assert set(owners[i].tolist()) == set(range(N)) - {i}
-        counts = owners[i].bincount(minlength=N)
-        assert counts.max() < 0.65 * B  # about half from each of the two others
-    assert set(steps.unique().tolist()) == set(kept)
-    assert torch.equal(data.next_obs, -data.obs) and torch.equal(data.actions, data.obs[..., :A])
-    assert torch.equal(data.terminations, (steps % 4 == 1).float())
+        # about half from each of the two others
+        assert owners[i].bincount(minlength=N).max() < 0.65 * B
+    assert set(times.unique().tolist()) == set(range(max(0, steps - 64), steps))
+    assert torch.equal(data.next_obs, -data.obs)
+    assert torch.equal(data.actions, data.obs[..., :A])
+    assert torch.equal(data.terminations, (times % 4 == 1).float())
     own = rb.sample(B)
-    assert torch.equal(own.rewards, own.obs[:, :, 0]) and torch.equal(own.terminations, own.rewards % 2)
+    assert torch.equal(own.rewards, own.obs[:, :, 0])
+    assert torch.equal(own.terminations, own.rewards % 2)
 
 
-def test_success_ends_the_own_task_alone(tmp_path, monkeypatch):
+def test_success_ends_the_own_task_alone(tmp_path):
     """In a run: what each task learns from, by task and step of the episode, and from whom."""
-    seen, lengths = [], torch.tensor([*LENGTHS.values()])
-    monkeypatch.setattr(qmp_uds, "share", lambda *inputs: seen.append(inputs[1:3]) or share(*inputs))
-    flags = [*SHORT, "--total-timesteps", "400", "--env-id", "test_uds:make_endings", "--min-reward", "-1"]
-    qmp_uds.main([*flags, "--run-dir", str(tmp_path / "run")])
-    for number, terminating in enumerate((["success", "fall", "half"], ["fall", "half"])):  # own batches, borrowed ones
-        batches = [Batch(*(field.flatten(0, 1) for field in batch[number])) for batch in seen]
-        batch = Batch(*(torch.cat(fields) for fields in zip(*batches, strict=True)))
+    lengths = torch.tensor([*LENGTHS.values()])
+    flags = ["--total-timesteps", "400", "--env-id", "test_uds:make_endings", "--min-reward", "-1"]
+    with mock.patch.object(qmp_uds, "share", wraps=share) as shared:
+        qmp_uds.main([*SHORT, *flags, "--run-dir", str(tmp_path / "run")])
+    terminating = {1: ["success", "fall", "half"], 2: ["fall", "half"]}  # own batches, borrowed
+    for argument, ends in terminating.items():
+        batches = [call.args[argument] for call in shared.call_args_list]
+        flat = [[field.flatten(0, 1) for field in batch] for batch in batches]
+        batch = Batch(*(torch.cat(fields) for fields in zip(*flat, strict=True)))
         owners, steps = (batch.next_obs[:, 0] // 100).long(), batch.next_obs[:, 0] % 100
         for owner, end in enumerate(LENGTHS):
             last = (steps == lengths[owners]) & (owners == owner)
-            assert last.any() and (batch.terminations[last] == (end in terminating)).all()
+            assert last.any() and (batch.terminations[last] == (end in ends)).all()
         assert not batch.terminations[steps != lengths[owners]].any()
-        assert (batch.rewards == (-1 if number else 5)).all()
+        assert (batch.rewards == {1: 5, 2: -1}[argument]).all()
 
 
 def test_a_single_task_borrows_nothing():
@@ -107,7 +114,7 @@ def test_a_single_task_borrows_nothing():
 @pytest.mark.parametrize("quantile", [0.0, 0.3, 0.9, 1.0])
 def test_what_counts(quantile):
     torch.manual_seed(0)
-    qf = Critic(N, O, A, (16,))
+    qf = Critic(N, O, A, (16,)).double()
     data, borrowed = random_batches(B)
     joined, weights = share(qf, data, borrowed, quantile)
     for field, own, other in zip(joined, data, borrowed, strict=True):
@@ -117,36 +124,32 @@ def test_what_counts(quantile):
         own = torch.minimum(*qf(data.obs, data.actions))[i].detach().numpy()
         others = torch.minimum(*qf(borrowed.obs, borrowed.actions))[i].detach().numpy()
         want = others > np.quantile(own, quantile) if quantile else np.ones(B, bool)
-        assert (weights[i, B:].numpy() != want).sum() <= 1  # but for rounding at the very quantile
-    shared = weights[:, B:].mean()
-    assert {0.0: shared == 1, 0.3: 0.6 < shared < 0.8, 0.9: 0.02 < shared < 0.2, 1.0: shared < 0.02}[quantile]
-
-
-def sac_on(data, make_learner, fixed_noise, noise):
-    """What qmp_sac.py's update of the same agent on `data` logs, and its agent."""
-    torch.manual_seed(0)
-    args = qmp_sac.Args(hidden_sizes=(16,))
-    agent, optimizers = make_learner(qmp_sac, N, O, A, args)
-    with fixed_noise(noise):
-        info = qmp_sac.update(agent, optimizers, qmp_sac.Batch(*data), args)
-    return info, agent
+        # but for rounding at the very quantile
+        assert (weights[i, B:].numpy() != want).sum() <= 1
+    low, high = {0.0: (1, 1), 0.3: (0.6, 0.8), 0.9: (0.02, 0.2), 1.0: (0, 0.02)}[quantile]
+    assert low <= weights[:, B:].mean() <= high
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_update_is_that_of_sac_on_what_counts(monkeypatch, make_learner, fixed_noise, kept):
-    """By default the tasks' own and all borrowed transitions; with weights of 0 the own ones alone."""
+def test_update_is_that_of_sac_on_what_counts(kept):
+    """By default the own and all borrowed transitions; with weights of 0 the own ones alone."""
     B, args = 8, Args(hidden_sizes=(16,))
-    data, borrowed = (Batch(*(field.double() for field in fields)) for fields in random_batches(B))
+    data, borrowed = random_batches(B)
     torch.manual_seed(0)
     agent, optimizers = make_learner(qmp_uds, N, O, A, args)
-    if not kept:
-        none = torch.cat([torch.ones(N, B), torch.zeros(N, B)], 1)
-        monkeypatch.setattr(qmp_uds, "share", lambda *inputs: (share(*inputs)[0], none))
-    noise = torch.randn(2, N, 2 * B, A, dtype=torch.float64)
-    with fixed_noise(noise):
+    joined = Batch(*(torch.cat(fields, 1) for fields in zip(data, borrowed, strict=True)))
+    weights = torch.cat([torch.ones(N, B), torch.full((N, B), float(kept))], 1)
+    noise = torch.randn(2, N, 2 * B, A, dtype=F64)
+    with fixed_noise(noise), mock.patch.object(qmp_uds, "share", wraps=share) as shared:
+        if not kept:
+            shared.side_effect = lambda *_: (joined, weights)
         info = update(agent, optimizers, data, borrowed, args)
-    counting = Batch(*(torch.cat(fields, 1) for fields in zip(data, borrowed, strict=True))) if kept else data
-    expected, plain = sac_on(counting, make_learner, fixed_noise, noise if kept else noise[:, :, :B])
+
+    torch.manual_seed(0)
+    plain, plain_optimizers = make_learner(qmp_sac, N, O, A, args)
+    counting = joined if kept else data
+    with fixed_noise(noise if kept else noise[:, :, :B]):
+        expected = qmp_sac.update(plain, plain_optimizers, qmp_sac.Batch(*counting), args)
     assert info["shared"].tolist() == [float(kept)] * N
     assert info.keys() - expected.keys() == {"shared"}
     for name, values in expected.items():
@@ -156,10 +159,10 @@ def test_update_is_that_of_sac_on_what_counts(monkeypatch, make_learner, fixed_n
         assert_close(p, q, rtol=1e-9, atol=1e-11)
 
 
-def test_update_filters_by_its_quantile(make_learner):
+def test_update_filters_by_its_quantile():
     """With the quantile of the arguments, by the critics as they are before the update."""
     torch.manual_seed(0)
-    data, borrowed = (Batch(*(field.double() for field in fields)) for fields in random_batches(B))
+    data, borrowed = random_batches(B)
     shared = []
     for quantile in (0.0, 0.5, 0.9):
         args = Args(hidden_sizes=(16,), sharing_quantile=quantile)
@@ -167,49 +170,47 @@ def test_update_filters_by_its_quantile(make_learner):
         _, weights = share(agent.qf, data, borrowed, quantile)
         shared.append(update(agent, optimizers, data, borrowed, args)["shared"])
         assert_close(shared[-1], weights[:, B:].mean(1).double())
-    assert (shared[0] == 1).all() and (shared[0] > shared[1]).all() and (shared[1] > shared[2]).all()
+    assert (shared[0] == 1).all()
+    assert (shared[0] > shared[1]).all() and (shared[1] > shared[2]).all()
 
 
 # Minimum rewards
 
 
-@pytest.mark.parametrize("env_id", ["PointReach-v0", "PointReach2-v0", "PointReach9-v0"])
-def test_minimum_rewards_are_lower_bounds(env_id):
-    vec, tasks = envs.make_vec(env_id, 1), envs.TASKS[env_id]
+def test_minimum_rewards_are_lower_bounds():
+    """Of PointReach with nine tasks, in its corners."""
+    vec = envs.make_vec("PointReach9-v0")
     corners = np.array([(1, -1), (-1, -1), (-1, 1), (1, 1)])
     vec.reset()
-    lowest = np.full(len(tasks), np.inf)
+    lowest = np.full(9, np.inf)
     for corner in corners:
         for _ in range(45):
-            lowest = np.minimum(lowest, vec.step(np.tile(np.float32(corner), (len(tasks), 1)))[1])
+            lowest = np.minimum(lowest, vec.step(np.tile(np.float32(corner), (9, 1)))[1])
     assert (lowest >= vec.min_rewards).all()
-    for name, reward, bound in zip(tasks, lowest, vec.min_rewards, strict=True):
-        if name == SPARSE:
-            assert reward == bound
-        else:
-            assert reward == pytest.approx(-np.linalg.norm(corners - GOALS[name], axis=1).max() / STEP)
+    for name, reward, bound in zip(vec.tasks, lowest, vec.min_rewards, strict=True):
+        farthest = np.linalg.norm(corners - GOALS[name], axis=1).max() / STEP
+        assert reward == (bound if name == SPARSE else pytest.approx(-farthest))
 
 
 @pytest.mark.parametrize(
     "flags, expected",
     [
-        ("--env-id PointReach-v0", envs.make_vec("PointReach-v0", 1).min_rewards),
-        ("--env-id PointReach-v0 --min-reward -3.5", [-3.5] * len(envs.TASKS["PointReach-v0"])),
-        ("--env-id test_runs:make_drift --min-reward 0", [0.0] * 3),
+        ("--env-id PointReach-v0", [-50.0] * 4 + [-1.0]),
+        ("--env-id PointReach-v0 --min-reward -3.5", [-3.5] * len(TASKS)),
+        ("--env-id helpers:make_drift --min-reward 0", [0.0] * 3),
     ],
 )
-def test_borrowed_transitions_get_the_minimum_reward(tmp_path, monkeypatch, flags, expected):
+def test_borrowed_transitions_get_the_minimum_reward(tmp_path, flags, expected):
     """That of the environment, or the one asked for."""
-    seen = []
-    monkeypatch.setattr(qmp_uds, "share", lambda *inputs: seen.append(inputs[2].rewards) or share(*inputs))
-    qmp_uds.main([*SHORT, *flags.split(), "--run-dir", str(tmp_path / "run")])
-    assert len(seen) == 60 // len(expected)  # an update in every turn of the loop
-    for rewards in seen:
-        assert torch.equal(rewards, torch.tensor(expected).unsqueeze(1).expand(-1, 4))
+    with mock.patch.object(qmp_uds, "share", wraps=share) as shared:
+        qmp_uds.main([*SHORT, *flags.split(), "--run-dir", str(tmp_path / "run")])
+    assert shared.call_count == 60 // len(expected)  # an update in every iteration
+    for call in shared.call_args_list:
+        assert torch.equal(call.args[2].rewards, torch.tensor(expected)[:, None].expand(-1, 4))
 
 
 def test_a_users_environment_needs_its_minimum(tmp_path):
-    flags = [*SHORT, "--env-id", "test_runs:make_drift", "--run-dir", str(tmp_path / "run")]
+    flags = ["--env-id", "helpers:make_drift", "--run-dir", str(tmp_path / "run")]
     with pytest.raises(gym.error.Error, match="--min-reward"):
-        qmp_uds.main(flags)
+        qmp_uds.main([*SHORT, *flags])
     assert not (tmp_path / "run").exists()
