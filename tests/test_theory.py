@@ -1,25 +1,26 @@
 """Theorem 5.1 of the paper, in numbers, on random tabular MDPs.
 
-N tasks share S states, A actions and the transitions P(s'|s, a), and differ in reward r_i, discount and temperature
-alpha_i. The soft value of a policy pi in task i solves
+N tasks share S states, A actions and transitions P(s'|s, a), and differ in reward r_i, discount and
+temperature alpha_i. The soft value of a policy pi in task i solves, here by a linear solve,
 
-    V(s) = sum_a pi(a|s) Q(s, a) + alpha_i H[pi(.|s)],    Q(s, a) = r_i(s, a) + gamma_i sum_s' P(s'|s, a) V(s'),
+    V(s) = sum_a pi(a|s) Q(s, a) + alpha_i H[pi(.|s)]
+    Q(s, a) = r_i(s, a) + gamma_i sum_s' P(s'|s, a) V(s')
 
-here by a linear solve, so exactly. Proved (to rounding, on every MDP tried):
+Proved (to rounding, on every MDP tried):
 
-- one step of the mixture is an improvement: with Q_i the soft Q-value of pi_i, acting in every state with the policy
-  that maximises E_{a ~ pi'}[Q_i(s, a)] + alpha_i H[pi'(.|s)] has a soft Q-value >= Q_i at every state and action, a
-  soft value >= that maximum, and strictly more than pi_i's wherever another policy is strictly better. Drawing
-  uniformly instead (an ablation of the paper) does not have this property;
-- soft policy iteration that evaluates the mixture in place of each task's policy converges, never falling, to the same
-  optimal soft values as plain soft policy iteration and as soft value iteration;
-- so does what the script does: every task learns about its own policy, only at the states and actions that its
-  mixture visits.
+- One step of the mixture is an improvement: with Q_i the soft Q-value of pi_i, acting in every
+  state with the policy that maximises E_{a ~ pi'}[Q_i(s, a)] + alpha_i H[pi'(.|s)] has a soft
+  Q-value >= Q_i everywhere, a soft value >= that maximum, and strictly more than pi_i's wherever
+  another policy is strictly better. Drawing uniformly instead does not have this property.
+- Soft policy iteration that evaluates the mixture in place of each task's policy converges, never
+  falling, to the same optimal soft values as plain soft policy iteration and soft value iteration.
+- So does what the script does: every task learns about its own policy, only at the states and
+  actions that its mixture visits.
 
-How the table relates to the script: the choice itself, its tie-break included, is the script's own `q_switch`. It rates
-continuous actions by critics, which cannot hold a table, so two stand-ins take their places: policy j's mean action
-carries the number j, and task i's critic answers (i, s, j) with the exact expectation and entropy, which the script
-estimates. Those estimates are tested in test_q_switch.py.
+The choice itself, its tie-break included, is the script's own `q_switch`. It scores continuous
+actions by critics, which cannot hold a table, so two stand-ins take their places: policy j's mean
+action carries the number j, and task i's critic answers (i, s, j) with the exact expectation and
+entropy, which the script estimates. Those estimates are tested in test_q_switch.py.
 """
 
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class MDPs:
 
 
 def random_mdps(rng, N=3, S=5, A=3, gamma=None, alpha=None):
-    """Sparse random transitions, rewards in [-1, 1]; gamma in [0, 0.95] and alpha in [0.01, 1] unless given."""
+    """Sparse random transitions, rewards in [-1, 1]; gamma in [0, 0.95], alpha in [0.01, 1]."""
     return MDPs(
         r=rng.uniform(-1, 1, (N, S, A)),
         P=rng.dirichlet(np.full(S, 0.3), (S, A)),
@@ -67,6 +68,11 @@ def entropy(policies):
     return -(policies * np.log(np.maximum(policies, 1e-300))).sum(-1)
 
 
+def backup(mdps, V):
+    """Q [N, S, A] of acting once, with V [N, S] from there on."""
+    return mdps.r + mdps.gamma[:, None, None] * np.einsum("sat,nt->nsa", mdps.P, V)
+
+
 def evaluate(mdps, policies):
     """Exact soft Q [N, S, A] and V [N, S] of policy i [N, S, A] in task i."""
     N, S, _ = policies.shape
@@ -75,7 +81,7 @@ def evaluate(mdps, policies):
         transition = np.einsum("sa,sat->st", policies[i], mdps.P)
         income = (policies[i] * mdps.r[i]).sum(-1) + mdps.alpha[i] * entropy(policies[i])
         V[i] = np.linalg.solve(np.eye(S) - mdps.gamma[i] * transition, income)
-    return mdps.r + mdps.gamma[:, None, None] * np.einsum("sat,nt->nsa", mdps.P, V), V
+    return backup(mdps, V), V
 
 
 def soft_greedy(mdps, Q):
@@ -96,7 +102,7 @@ def soft_value_iteration(mdps):
     """The optimal soft V [N, S]."""
     V = np.zeros(mdps.r.shape[:2])
     for _ in range(2000):
-        last, V = V, soft_max(mdps, mdps.r + mdps.gamma[:, None, None] * np.einsum("sat,nt->nsa", mdps.P, V))
+        last, V = V, soft_max(mdps, backup(mdps, V))
         if np.abs(V - last).max() < 1e-13:
             return V
     raise AssertionError("soft value iteration did not converge")
@@ -106,7 +112,7 @@ def soft_value_iteration(mdps):
 
 
 class TableCritic:
-    """Stands for `Critic`: the score of policy j, which the action tells, in the state that obs tells, by task i."""
+    """Stands for `Critic`: task i's score of the policy that the action tells, in the state obs."""
 
     def __init__(self, scores):
         self.scores = torch.as_tensor(scores)  # [N, P, S]
@@ -124,15 +130,16 @@ def score_table(mdps, policies, Q):
 
 
 def choose(scores):
-    """The policy that acts for each task in each state [N, S], by `q_switch` on the table scores [N, P, S]."""
+    """Which policy acts for each task in each state [N, S], by `q_switch` on scores [N, P, S]."""
     N, _, S = scores.shape
     # Whatever they see, policy j's mean action is tanh(j + 1).
     mean = torch.arange(1.0, N + 1, dtype=torch.float64).view(N, 1, 1).expand(N, N, 1)  # [P, N, A]
     choice = np.empty((N, S), dtype=int)
     for s in range(S):
         obs = torch.full((N, 1), float(s), dtype=torch.float64)
-        policies, rated = q_switch(mean, torch.zeros_like(mean), TableCritic(scores), obs)
-        np.testing.assert_array_equal(rated.numpy(), scores[:, :, s])  # the stand-ins do carry the table
+        policies, scored = q_switch(mean, torch.zeros_like(mean), TableCritic(scores), obs)
+        # The stand-ins do carry the table.
+        np.testing.assert_array_equal(scored.numpy(), scores[:, :, s])
         choice[:, s] = policies.numpy()
     return choice
 
@@ -179,7 +186,7 @@ def test_mixture_improves_at_every_state_and_action(seed, kind):
 
 
 def test_improvement_is_strict_and_from_the_rule():
-    """Over twenty MDPs: QMP is never worse, most often better by far; drawing uniformly is often worse."""
+    """In twenty MDPs QMP is never worse, most often better; drawing uniformly is often worse."""
     gains, uniform_gains = [], []
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -187,14 +194,16 @@ def test_improvement_is_strict_and_from_the_rule():
         Q, V = evaluate(mdps, policies)
         scores = score_table(mdps, policies, Q)
         gains.append(evaluate(mdps, mixture(policies, choose(scores)))[1] - V)
-        uniform_gains.append(evaluate(mdps, mixture(policies, rng.integers(len(V), size=V.shape)))[1] - V)
+        uniform_gains.append(
+            evaluate(mdps, mixture(policies, rng.integers(len(V), size=V.shape)))[1] - V
+        )
     gains, uniform_gains = np.array(gains), np.array(uniform_gains)  # [seeds, N, S]
     assert gains.min() > -1e-9 and (gains.max(axis=(1, 2)) > 0.1).all()
     assert (uniform_gains.min(axis=(1, 2)) < -0.1).mean() > 0.5
 
 
 def test_entropy_term_belongs_to_the_theorem():
-    """Without it the choice maximises E[Q_i] alone, and the soft value can fall below the own policy's."""
+    """Without it the soft value can fall below the own policy's."""
     losses = []
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -209,7 +218,7 @@ def test_entropy_term_belongs_to_the_theorem():
 
 
 def soft_policy_iteration(mdps, policies, switch):
-    """Improve and evaluate until values stand still; with `switch`, evaluate the mixture in the policies' place.
+    """Improve and evaluate until values stand still; with `switch`, evaluate the mixture instead.
 
     Returns V of every round [rounds, N, S], and how often another task's policy was chosen.
     """
@@ -247,11 +256,12 @@ def test_mixture_policy_iteration_has_the_same_fixed_point():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_learning_from_the_mixtures_data_has_the_same_fixed_point(seed):
-    """What the script does: the mixture acts and fills the replay, each task evaluates and improves its own policy.
+    """As in the script the mixture acts, and each task evaluates and improves its own policy.
 
-    Each round every task walks with its mixture, backs Q_i up towards its own pi_i, at the pairs it visits and at no
-    others, and moves pi_i part of the way to softmax(Q_i / alpha_i), as a gradient step does. (At the whole way pi_i
-    would be the best of all policies for Q_i, and no other ever chosen.) The values still reach the optimal ones.
+    Each round every task walks with its mixture, backs Q_i up towards its own pi_i, at the pairs it
+    visits and at no others, and moves pi_i part of the way to softmax(Q_i / alpha_i), as a gradient
+    step does. (At the whole way pi_i would be the best of all policies for Q_i, and no other ever
+    chosen.) The values still reach the optimal ones.
     """
     rng = np.random.default_rng(seed)
     mdps, policies = random_mdps(rng, gamma=0.6, alpha=0.5), random_policies(rng)
