@@ -6,16 +6,17 @@
     python qmp_uds.py --resume runs/x         # continue a run from its last checkpoint
 
 Q-switch Mixture of Policies (Zhang et al., ICLR 2025, arXiv 2302.00671): while a task collects
-data, its critics rate the policies of all tasks in each state, and the best one acts. Learning
+data, its critics score the policies of all tasks in each state, and the best one acts. Learning
 stays as it was: each policy and each critic learns by soft actor-critic from its own task's data
 and, as in Unlabeled Data Sharing (Yu et al., ICML 2022, arXiv 2202.01741), from as many transitions
 of the other tasks, relabelled with a minimum reward of the task.
-Start reading at `q_switch`, then the loop in `main`.
+Start reading at `q_switch`, then the loop in `train`.
 
 Letters in shapes: N tasks, P policies (= N), B batch per task, O observation, A action,
 K samples per policy, S networks in a stack.
 """
 
+import contextlib
 import copy
 import ctypes
 import itertools
@@ -27,6 +28,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -47,6 +49,8 @@ FOLDER = Path(__file__).resolve().parent
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "metaworld")
 LOG_STD_MIN = -20
 LOG_STD_MAX = 2
+CACHE_ROWS = 1024  # a CPU's cache holds the activations of about so many rows of a batch
+AGREEMENT_STATES = 128  # of every task, in which the choices of the twin critics are compared
 
 
 def parse_steps(words: list[str]) -> int:
@@ -82,6 +86,8 @@ class Args:
     """train on the GPU if there is one"""
     num_threads: int = 1
     """CPU threads of PyTorch; more than one pays for large batches only"""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """torch.set_float32_matmul_precision: less is faster on GPUs and some CPUs, but rounds"""
     compile: bool = False
     """torch.compile the update: half a minute at the start, and little gain on a CPU"""
     vectorization: Literal["sync", "async"] = "sync"
@@ -91,9 +97,9 @@ class Args:
     resume: str | None = None
     """folder of a run to continue from its last checkpoint, with its arguments"""
     checkpoint_frequency: Steps | None = None
-    """steps between checkpoints; default: a tenth of the training"""
+    """steps between checkpoints; default: a tenth of the training, at most 100,000"""
     eval_frequency: Steps | None = None
-    """steps between evaluations; default: a tenth of the training"""
+    """steps between evaluations; default: a tenth of the training, at most 100,000"""
     eval_episodes: int = 5
     """episodes per task in an evaluation, by mean actions"""
     eval_mixture: bool = False
@@ -125,9 +131,9 @@ class Args:
     q_lr: float = 3e-4
     """learning rate of the critics and of alpha"""
     train_frequency: int = 1
-    """turns of the loop (one step in every task) between trainings"""
+    """iterations (one step in every task) between update phases"""
     gradient_steps: int = 1
-    """updates of all tasks at each training"""
+    """updates of all tasks in each update phase"""
     alpha: float = 1.0
     """entropy temperature: its first value, or with --no-autotune its only one"""
     autotune: bool = True
@@ -143,39 +149,58 @@ class Args:
     qmp: bool = True
     """act with the Q-switch mixture; --no-qmp is the base method alone"""
     switch_samples: int = 0
-    """K sampled actions rate a policy (Eq. 2); 0: its mean action, as in the paper's experiments"""
+    """score K sampled actions of a policy (Eq. 2); 0: its mean action, as in the paper's runs"""
     switch_entropy: bool = False
-    """count the policy's entropy in its rating (Eq. 2); needs --switch-samples"""
+    """add the policy's entropy to its score (Eq. 2); needs --switch-samples"""
     switch_rule: Literal["argmax", "uniform"] = "argmax"
     """the best policy acts (QMP), or any one (a control)"""
     switch_period: int = 1
     """steps of an episode for which a task keeps the policy that it chose"""
     own_policy_prob: float = 0.0
-    """chance to skip the switch and act with the task's own policy"""
+    """probability to skip the switch and act with the task's own policy"""
 
     def check(self) -> None:
         """Refuse arguments that would train nonsense without an error."""
-        counts = ("total_timesteps", "eval_frequency", "checkpoint_frequency", "eval_episodes")
-        counts += ("buffer_size", "batch_size", "train_frequency", "gradient_steps")
-        for name in (*counts, "switch_period"):
+        at_least_1 = ("total_timesteps", "eval_frequency", "checkpoint_frequency", "eval_episodes")
+        at_least_1 += ("buffer_size", "batch_size", "train_frequency", "gradient_steps")
+        at_least_1 += ("num_threads", "switch_period")
+        for name in at_least_1:
             if getattr(self, name) < 1:
-                raise gym.error.Error(f"{name} must be at least 1")
+                raise gym.error.Error(f"{flag(name)} must be at least 1")
+        for name in ("learning_starts", "switch_samples"):
+            if not getattr(self, name) >= 0:
+                raise gym.error.Error(f"{flag(name)} must be at least 0")
         for name in ("gamma", "tau", "own_policy_prob", "sharing_quantile"):
             if not 0 <= getattr(self, name) <= 1:
-                raise gym.error.Error(f"{name} must be between 0 and 1")
+                raise gym.error.Error(f"{flag(name)} must be between 0 and 1")
         for name in ("policy_lr", "q_lr", "alpha"):
-            if not getattr(self, name) > 0:
-                raise gym.error.Error(f"{name} must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise gym.error.Error(f"{flag(name)} must be above 0, and finite")
+        if not self.hidden_sizes or min(self.hidden_sizes) < 1:
+            raise gym.error.Error("--hidden-sizes must be at least 1")
         if not 0 <= self.seed < 2**32:
-            raise gym.error.Error("seed must be between 0 and 2**32 - 1")
+            raise gym.error.Error("--seed must be between 0 and 2**32 - 1")
         if self.learning_starts >= self.total_timesteps:
-            raise gym.error.Error("learning_starts must be below total_timesteps")
+            raise gym.error.Error(
+                f"--learning-starts {self.learning_starts:,} must be below "
+                f"--total-timesteps {self.total_timesteps:,}"
+            )
         if self.min_reward is not None and not math.isfinite(self.min_reward):
-            raise gym.error.Error("min_reward must be finite")
+            raise gym.error.Error("--min-reward must be finite")
         if self.switch_entropy and self.switch_samples < 1:
-            raise gym.error.Error("switch_entropy needs switch_samples of at least 1")
+            raise gym.error.Error("--switch-entropy needs --switch-samples of at least 1")
+        for name in SWITCH_ARGUMENTS:
+            if not self.qmp and getattr(self, name) != getattr(Args, name):
+                raise gym.error.Error(f"{flag(name)} has no meaning with --no-qmp")
 
 
+def flag(name: str) -> str:
+    """The name of an argument as it is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+SWITCH_ARGUMENTS = ("switch_samples", "switch_entropy", "switch_rule", "switch_period")
+SWITCH_ARGUMENTS += ("own_policy_prob",)
 MAY_CHANGE_ON_RESUME = {"resume", "total_timesteps", "checkpoint_frequency"}
 MAY_CHANGE_ON_RESUME |= {"eval_frequency", "eval_episodes", "eval_mixture", "capture_video"}
 MAY_CHANGE_ON_RESUME |= {"cuda", "num_threads", "compile", "vectorization"}
@@ -195,15 +220,55 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.stack(biases))  # [S, 1, out]
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x, self.weight)
+        return stacked_linear(x, self.weight, self.bias)
 
 
-def stacked_mlp(stack: int, *sizes: int) -> nn.Sequential:
-    """S perceptrons with ReLU between layers: [S, B, sizes[0]] -> [S, B, sizes[-1]]."""
-    layers = []
-    for in_features, out_features in itertools.pairwise(sizes):
-        layers += [StackedLinear(stack, in_features, out_features), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x [S, B, in], weight [S, in, out], bias [S, 1, out] -> [S, B, out]."""
+    if weight.shape[-1] == 1:  # matrix products with a single column are slow
+        return (x * weight.mT).sum(-1, keepdim=True) + bias
+    return torch.baddbmm(bias, x, weight)
+
+
+def perceptrons(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    """S perceptrons, with weights and biases of each layer: x [S, B, in] -> [S, B, out]."""
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        x = torch.relu(stacked_linear(x, weight, bias))
+    return stacked_linear(x, weights[-1], biases[-1])
+
+
+class StackedMLP(nn.Module):
+    """S perceptrons with ReLU between layers: [S, B, sizes[0]] -> [S, B, sizes[-1]].
+
+    A GPU runs all at once. A CPU runs a few at a time, through all layers, so that their
+    activations stay in its cache.
+    """
+
+    def __init__(self, stack: int, *sizes: int):
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for in_features, out_features in itertools.pairwise(sizes):
+            self.layers.append(StackedLinear(stack, in_features, out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        S, B, _ = x.shape
+        weights = [layer.weight for layer in self.layers]
+        biases = [layer.bias for layer in self.layers]
+        few = S
+        if x.device.type == "cpu":
+            few = max(1, CACHE_ROWS // B)
+        if few >= S:
+            return perceptrons(x, weights, biases)
+
+        # `split` before the loop: the gradient of a slice would be as large as that of the whole
+        weights = [weight.split(few) for weight in weights]
+        biases = [bias.split(few) for bias in biases]
+        outputs = []
+        for k, part in enumerate(x.split(few)):
+            part_weights = [weight[k] for weight in weights]
+            part_biases = [bias[k] for bias in biases]
+            outputs.append(perceptrons(part, part_weights, part_biases))
+        return torch.cat(outputs)
 
 
 class Actor(nn.Module):
@@ -212,7 +277,7 @@ class Actor(nn.Module):
     def __init__(self, N: int, O: int, A: int, hidden_sizes: tuple[int, ...]):
         super().__init__()
         self.N = N
-        self.net = stacked_mlp(N, O, *hidden_sizes, 2 * A)
+        self.net = StackedMLP(N, O, *hidden_sizes, 2 * A)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """obs [N, B, O], or [1, B, O] for all policies in the same states -> two of [N, B, A]."""
@@ -225,7 +290,7 @@ class Critic(nn.Module):
 
     def __init__(self, N: int, O: int, A: int, hidden_sizes: tuple[int, ...]):
         super().__init__()
-        self.net = stacked_mlp(2 * N, O + A, *hidden_sizes, 1)
+        self.net = StackedMLP(2 * N, O + A, *hidden_sizes, 1)
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         """obs [N, B, O], actions [N, B, A] -> Q1 and Q2 [2, N, B]."""
@@ -263,13 +328,13 @@ def q_switch(
     alpha: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Rate every policy in every task's state by that task's critics, and choose the best.
+    """Score every policy in every task's state by that task's critics, and choose the best.
 
-    Paper, section 4. By default, as in its experiments, a policy is rated by its mean action:
+    Paper, section 4. By default, as in its experiments, the score is that of the mean action:
 
         score_ij = min(Q1_i, Q2_i)(s_i, tanh mean_j(s_i))
 
-    With noise and alpha by K samples and their entropy, which is Eq. 2:
+    With noise and alpha it is Eq. 2, by K samples:
 
         score_ij = mean_k [ min(Q1_i, Q2_i)(s_i, a_jk) - alpha_i log pi_j(a_jk | s_i) ]
 
@@ -278,11 +343,15 @@ def q_switch(
         qf: the critics, a function of obs [N, B, O] and actions [N, B, A] -> [2, N, B].
         obs: [N, O], a state of each task.
         alpha: [N], temperatures, if the entropy counts.
-        noise: [K, P, N, A], standard normal, if samples are rated.
+        noise: [K, P, N, A], standard normal, if samples are scored.
 
     Returns:
         The chosen policies [N] and the scores [N, P].
     """
+    if len(mean) != len(obs):
+        raise ValueError(
+            f"q_switch needs as many policies as tasks, not {len(mean)} and {len(obs)}"
+        )
     if noise is None:
         noise = torch.zeros_like(mean)[None]  # the mean action
     actions, log_prob = squash(mean, log_std, noise)  # [K, P, N, A], [K, P, N]
@@ -293,9 +362,43 @@ def q_switch(
     if alpha is not None:
         scores = scores - alpha[:, None, None] * log_prob.permute(2, 1, 0)
     scores = scores.mean(-1)  # [N, P]
-    # Batched arithmetic rounds equal scores apart; a tie goes to the task's own policy.
-    tolerance = 1e-5 * scores.abs().amax(1).clamp(min=1)
-    return (scores + tolerance.diag_embed()).argmax(1), scores
+    return best_policies(scores[:, None]).squeeze(1), scores
+
+
+def best_policies(scores: Tensor) -> Tensor:
+    """The policies with the highest scores, [N, B, P] -> [N, B]; a tie goes to the task's own."""
+    own = torch.eye(len(scores), device=scores.device)[:, None]  # [N, 1, P]
+    # Batched arithmetic rounds equal scores apart.
+    tolerance = 1e-5 * scores.abs().amax(-1, keepdim=True).clamp(min=1)  # [N, B, 1]
+    return (scores + tolerance * own).argmax(-1)
+
+
+@torch.no_grad()
+def switch_agreement(agent: Agent, obs: Tensor) -> tuple[Tensor, Tensor]:
+    """Does the switch know, or guess? What the twin critics say of each other's choice.
+
+    Args:
+        agent: policies and critics of N tasks.
+        obs: [N, B, O], states of each task.
+
+    Returns:
+        agreement: [N], share of the states in which both critics put the same policy first; about
+            1 / N if they guess.
+        gap: [N], how much better than the own policy is the one that a critic chooses, as the
+            other critic sees it; about 0, or below, if they guess. Blind to what both get wrong.
+    """
+    N, B, O = obs.shape
+    mean, _ = agent.actor(obs.reshape(1, N * B, O))  # [P, N B, A], every policy in every state
+    actions = torch.tanh(mean).view(N, N, B, -1).permute(1, 2, 0, 3)  # [N, B, P, A]
+    states = obs[:, :, None].expand(N, B, N, O)  # [N, B, P, O]
+    q = agent.qf(states.flatten(1, 2), actions.flatten(1, 2)).view(2, N, B, N)  # [2, N, B, P]
+
+    chosen = torch.stack([best_policies(q[0]), best_policies(q[1])])  # [2, N, B]
+    agreement = (chosen[0] == chosen[1]).float().mean(-1)
+    other_q = q.flip(0)  # [2, N, B, P], by the critic that did not choose
+    q_chosen = other_q.gather(-1, chosen[..., None]).squeeze(-1)  # [2, N, B]
+    q_own = other_q.diagonal(dim1=1, dim2=3).mT  # [2, N, B]
+    return agreement, (q_chosen - q_own).mean((0, 2))
 
 
 class Mixture:
@@ -310,10 +413,8 @@ class Mixture:
         device = agent.log_alpha.device
         self.own = torch.arange(N, device=device)  # [N], task i's own policy is policy i
         self.policies = self.own  # [N], which policy acts for each task
-        # Statistics since the last evaluation: steps in which each policy acted [N, P], and sums of
-        # score(chosen) - score(own) [N].
+        # [N, P], steps in which each policy acted since the last evaluation
         self.counts = torch.zeros(N, N, dtype=torch.float64, device=device)
-        self.advantages = torch.zeros(N, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def act(self, obs: np.ndarray, episode_lengths: np.ndarray) -> np.ndarray:
@@ -346,25 +447,19 @@ class Mixture:
         skip = torch.rand(len(self.own), device=obs.device) < args.own_policy_prob
         chosen = torch.where(skip, self.own, chosen)
         is_due = torch.as_tensor(episode_lengths % args.switch_period == 0, device=obs.device)
-        policies = torch.where(is_due, chosen, self.policies)
-        self.advantages += scores[self.own, policies] - scores.diagonal()
-        return policies
+        return torch.where(is_due, chosen, self.policies)
 
-    def pop_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Shares of steps in which each policy acted [N, P], mean advantages [N]; starts anew."""
-        steps = self.counts.sum(1)  # [N]; of no steps the shares are NaN
-        shares = self.counts / steps[:, None]
-        advantages = self.advantages / steps
+    def pop_statistics(self) -> np.ndarray:
+        """Shares of the steps in which each policy acted [N, P], NaN of no steps; starts anew."""
+        shares = self.counts / self.counts.sum(1, keepdim=True)
         self.counts.zero_()
-        self.advantages.zero_()
-        return shares.cpu().numpy(), advantages.cpu().numpy()
+        return shares.cpu().numpy()
 
     def state_dict(self) -> dict:
-        return {"counts": self.counts, "advantages": self.advantages}
+        return {"counts": self.counts}
 
     def load_state_dict(self, state: dict) -> None:
         self.counts.copy_(state["counts"])
-        self.advantages.copy_(state["advantages"])
 
 
 # ALGO LOGIC: replay, one for each task
@@ -404,10 +499,11 @@ class ReplayBuffer:
         self.failures[i] = torch.as_tensor(failures)
         self.added += 1
 
-    def sample(self, batch_size: int) -> Batch:
+    def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Batch:
         """Draw B transitions of each task, with replacement."""
         size = min(self.added, self.capacity)
-        index = torch.randint(size, (len(self.tasks), batch_size), device=self.tasks.device)
+        shape = (len(self.tasks), batch_size)
+        index = torch.randint(size, shape, device=self.tasks.device, generator=generator)
         return Batch(*(field[index, self.tasks] for field in self.data))
 
     def sample_others(self, batch_size: int, min_rewards: Tensor) -> Batch:
@@ -538,14 +634,22 @@ def parse_args(argv: list[str] | None) -> tuple[Args, dict | None]:
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         if checkpoint["script"] != SCRIPT:
             raise gym.error.Error(f"{args.resume} is a run of {checkpoint['script']}.py")
+        unknown = checkpoint["args"].keys() ^ vars(args).keys()
+        if unknown:
+            names = ", ".join(sorted(unknown))
+            raise gym.error.Error(
+                f"{args.resume} is of a version of {SCRIPT}.py with other {names}"
+            )
         saved = Args(**checkpoint["args"])
         args = tyro.cli(Args, args=argv, default=saved)
         for name, value in vars(args).items():
             if value != getattr(saved, name) and name not in MAY_CHANGE_ON_RESUME:
-                raise gym.error.Error(f"{name} of this run is {getattr(saved, name)}")
-    tenth = math.ceil(args.total_timesteps / 10)
-    args.eval_frequency = args.eval_frequency or tenth
-    args.checkpoint_frequency = args.checkpoint_frequency or tenth
+                raise gym.error.Error(f"{flag(name)} of this run is {getattr(saved, name)}")
+    frequency = min(math.ceil(args.total_timesteps / 10), 100_000)
+    if args.eval_frequency is None:
+        args.eval_frequency = frequency
+    if args.checkpoint_frequency is None:
+        args.checkpoint_frequency = frequency
     args.check()
     return args, checkpoint
 
@@ -561,6 +665,11 @@ def log(writer: SummaryWriter, group: str, tasks: tuple, values: dict, global_st
 def main(argv: list[str] | None = None) -> Agent:
     """Train, from the start or from a checkpoint. Returns the agent."""
     args, checkpoint = parse_args(argv)
+    with contextlib.ExitStack() as stack:  # closes what `train` opens, after an error too
+        return train(args, checkpoint, stack)
+
+
+def train(args: Args, checkpoint: dict | None, stack: contextlib.ExitStack) -> Agent:
     first_step = checkpoint["global_step"] if checkpoint else 0
 
     method = SCRIPT if args.qmp else f"{SCRIPT}-no-qmp"
@@ -580,6 +689,7 @@ def main(argv: list[str] | None = None) -> Agent:
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.num_threads)
+    torch.set_float32_matmul_precision(args.matmul_precision)
     device = torch.device("cpu")
     if args.cuda and torch.cuda.is_available():
         device = torch.device("cuda")
@@ -587,7 +697,9 @@ def main(argv: list[str] | None = None) -> Agent:
     # env setup
     render_mode = "rgb_array" if args.capture_video else None
     envs = make_vec(args.env_id, args.vectorization)
+    stack.callback(envs.close)
     eval_envs = make_vec(args.env_id, args.vectorization, render_mode)
+    stack.callback(eval_envs.close)
     if checkpoint and checkpoint["tasks"] != envs.tasks:
         raise gym.error.Error(f"the tasks of this run are {', '.join(checkpoint['tasks'])}")
     min_rewards = envs.min_rewards
@@ -609,8 +721,8 @@ def main(argv: list[str] | None = None) -> Agent:
         "actor": torch.optim.Adam(agent.actor.parameters(), lr=args.policy_lr, fused=True),
         "alpha": torch.optim.Adam([agent.log_alpha], lr=args.q_lr, fused=True),
     }
-    turns = math.ceil(max(args.total_timesteps, first_step) / N)
-    rb = ReplayBuffer(N, O, A, min(args.buffer_size, turns), device)
+    iterations = math.ceil(max(args.total_timesteps, first_step) / N)
+    rb = ReplayBuffer(N, O, A, min(args.buffer_size, iterations), device)
     mixture = Mixture(agent, args, use_switch=args.qmp and args.own_policy_prob < 1)
     evaluated = {"own": Mixture(agent, args, use_switch=False, mean_actions=True)}
     if args.eval_mixture:
@@ -631,6 +743,7 @@ def main(argv: list[str] | None = None) -> Agent:
             resume="allow",
             sync_tensorboard=True,
         )
+        stack.enter_context(run)
         wandb_id = run.id
     run_dir.mkdir(parents=True, exist_ok=args.resume is not None)
     command = "git describe --always --dirty"
@@ -639,11 +752,11 @@ def main(argv: list[str] | None = None) -> Agent:
     record["tasks"] = envs.tasks
     record["versions"] = {name: version(name) for name in PACKAGES}
     (run_dir / "args.json").write_text(json.dumps(record, indent=2))
-    writer = SummaryWriter(run_dir, purge_step=first_step + 1)
+    writer = stack.enter_context(SummaryWriter(run_dir, purge_step=first_step + 1))
     hyperparameters = [f"    {name}: {value}" for name, value in vars(args).items()]
     writer.add_text("hyperparameters", "\n".join(hyperparameters))
     csv_path = run_dir / "evaluations.csv"
-    csv_path.touch()
+    evaluations = checkpoint["evaluations"] if checkpoint else ""  # the text of evaluations.csv
 
     # checkpoints: all that changes in training, but for the environments, which start new episodes
     parts = {"agent": agent, "replay": rb, "mixture": mixture, **optimizers}
@@ -651,11 +764,15 @@ def main(argv: list[str] | None = None) -> Agent:
     def save_checkpoint(global_step: int) -> None:
         state = {name: part.state_dict() for name, part in parts.items()}
         state |= {"script": SCRIPT, "args": vars(args), "tasks": envs.tasks, "wandb_id": wandb_id}
-        state |= {"global_step": global_step, "csv_size": csv_path.stat().st_size}
+        state |= {"global_step": global_step, "evaluations": evaluations}
         state |= {"torch_rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
         # A kill leaves the old checkpoint or the new one, whole.
         torch.save(state, run_dir / "checkpoint.tmp")
         os.replace(run_dir / "checkpoint.tmp", run_dir / "checkpoint.pt")
+
+    def save_evaluations() -> None:
+        (run_dir / "evaluations.tmp").write_text(evaluations)
+        os.replace(run_dir / "evaluations.tmp", csv_path)
 
     if checkpoint:
         for name, part in parts.items():
@@ -663,19 +780,41 @@ def main(argv: list[str] | None = None) -> Agent:
         torch.set_rng_state(checkpoint["torch_rng"])
         if len(checkpoint["cuda_rng"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
-        os.truncate(csv_path, checkpoint["csv_size"])  # later rows are written again
         del checkpoint
+        if not csv_path.exists() or not csv_path.read_bytes().startswith(evaluations.encode()):
+            print(f"Warning: {csv_path} was changed; it is written again up to step {first_step:,}")
     else:
         save_checkpoint(0)
+    save_evaluations()
+
     replay_size = sum(field.nbytes for field in rb.data) / 2**30
     print(f"{args.env_id}: {', '.join(envs.tasks)}; {device}; replay of {replay_size:.1f} GiB")
-    print(f"results in {run_dir}; to plot: python benchmark/plot.py {run_dir}")
+    print(f"results in {run_dir}, from step {first_step:,} on")
+    # A checkpoint cuts the episodes that have not ended.
+    checkpoint_steps = args.checkpoint_frequency // N  # of each task
+    known_limits = [limit for limit in envs.time_limits if limit is not None]
+    longest = max(known_limits, default=0)
+    if longest > checkpoint_steps:
+        print(
+            f"Warning: episodes have up to {longest:,} steps, but checkpoints start new ones after "
+            f"{checkpoint_steps:,}; choose --checkpoint-frequency {longest * N:,} or more"
+        )
 
     # TRAIN
     start_time = time.time()
+    lines_of_progress = 0
     start_episodes = True
+    has_ended = np.full(N, longest > checkpoint_steps)  # episodes of each task, unless warned above
     steps = range(first_step + N, args.total_timesteps + N, N)
-    for global_step in tqdm(steps, unit="step", unit_scale=N, disable=None):
+    progress = tqdm(
+        steps,
+        initial=first_step // N,
+        total=first_step // N + len(steps),
+        unit="step",
+        unit_scale=N,
+        disable=None,  # unless stderr is a terminal
+    )
+    for global_step in progress:
         is_last = global_step == steps[-1]
         if start_episodes:  # after a checkpoint, from a seed that a resumed run knows too
             obs, _ = envs.reset(seed=[args.seed, global_step - N, 1])
@@ -689,28 +828,32 @@ def main(argv: list[str] | None = None) -> Agent:
         failures = terminations & (infos["success"] != 1)
         rb.add(obs, actions, rewards, infos["real_next_obs"], terminations, failures)
         obs = next_obs
+        has_ended |= terminations | truncations
         for i in np.flatnonzero(terminations | truncations):
             for name in ("episodic_return", "episodic_length"):
                 value = infos["episode"][name][i]
                 writer.add_scalar(f"charts/{name}/{envs.tasks[i]}", value, global_step)
 
         # ALGO LOGIC: learn, each task from its own data
-        turn = global_step // N
-        if global_step > args.learning_starts and turn % args.train_frequency == 0:
+        iteration = global_step // N
+        if global_step > args.learning_starts and iteration % args.train_frequency == 0:
             for _ in range(args.gradient_steps):
                 data = rb.sample(args.batch_size)
                 borrowed = rb.sample_others(args.batch_size, min_rewards)
                 info = update_fn(agent, optimizers, data, borrowed, args)
-            if turn % (100 * args.train_frequency) == 0:
+            if iteration % (100 * args.train_frequency) == 0:
                 losses = {name: values.cpu().numpy() for name, values in info.items()}
                 log(writer, "losses", envs.tasks, losses, global_step)
                 speed = (global_step - first_step) / (time.time() - start_time)
                 writer.add_scalar("charts/SPS", speed, global_step)
 
-        # evaluate, in the first turn at or after each multiple of eval_frequency
+        # evaluate, in the first iteration at or after each multiple of eval_frequency
         if global_step % args.eval_frequency < N or is_last:
-            shares, advantages = mixture.pop_statistics()  # [N, P], [N], of training
-            switch = {"own_policy": shares.diagonal(), "advantage": advantages}
+            shares = mixture.pop_statistics()  # [N, P], of training
+            generator = torch.Generator(device).manual_seed(global_step)  # for this draw alone
+            states = rb.sample(AGREEMENT_STATES, generator).obs
+            agreement, gap = (values.cpu().numpy() for values in switch_agreement(agent, states))
+            switch = {"own_policy": shares.diagonal(), "agreement": agreement, "gap": gap}
             log(writer, "switch", envs.tasks, switch, global_step)
             seed = [args.seed, global_step, 2]
             for acting, actor in evaluated.items():
@@ -722,26 +865,44 @@ def main(argv: list[str] | None = None) -> Agent:
                 log(writer, group, envs.tasks, rows[[*envs.metrics]], global_step)
                 rows.insert(0, "global_step", global_step)
                 rows.insert(1, "acting", acting)
+                rows["agreement"] = agreement
+                rows["gap"] = gap
                 rows[[f"acted/{task}" for task in envs.tasks]] = shares
-                is_empty = csv_path.stat().st_size == 0
-                rows.to_csv(csv_path, mode="a", header=is_empty, index=False)
                 tqdm.write(f"step {global_step:,}, {acting}\n{format_table(rows)}")
+                evaluations += rows.to_csv(header=not evaluations, index=False)
+            save_evaluations()
 
         # checkpoint, after which environments start new episodes
         start_episodes = global_step % args.checkpoint_frequency < N or is_last
         if start_episodes:
             if not all(parameter.isfinite().all() for parameter in agent.parameters()):
                 raise FloatingPointError(f"a weight is not finite at step {global_step}")
+            if not has_ended.all() and not is_last:
+                names = ", ".join(
+                    task for task, x in zip(envs.tasks, has_ended, strict=True) if not x
+                )
+                tqdm.write(
+                    f"Warning: checkpoints start new episodes, and none of {names} has ended in "
+                    f"{checkpoint_steps:,} steps; choose a larger --checkpoint-frequency"
+                )
+            has_ended[:] = True  # warned once is enough
             writer.flush()
             save_checkpoint(global_step)
 
-    envs.close()
-    eval_envs.close()
-    writer.close()
+        # in a log file, a line every minute instead of the bar
+        seconds = time.time() - start_time
+        if progress.disable and seconds >= 60 * (lines_of_progress + 1):
+            lines_of_progress += 1
+            left = seconds / (global_step - first_step) * (steps[-1] - global_step)
+            print(f"step {global_step:,} of {steps[-1]:,}, {timedelta(seconds=round(left))} left")
+
+    plot = os.path.relpath(FOLDER / "benchmark" / "plot.py")
+    print(f"results in {run_dir}; to plot: python {plot} {run_dir}")
     return agent
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # in a log file too
     try:
         main()
     except gym.error.Error as error:  # bad input: one line instead of a traceback
