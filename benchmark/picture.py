@@ -1,19 +1,21 @@
 """The README's pictures.
 
-python benchmark/picture.py qmp             # five minutes; writes benchmark/results/qmp.png
-python benchmark/picture.py environments    # writes benchmark/results/environments.png
+python benchmark/picture.py qmp             # trains for five minutes; results/qmp.png
+python benchmark/picture.py environments    # results/environments.png
+python benchmark/picture.py rollout RUN     # results/rollout.webp: a trained run, who acts
 """
 
+import importlib
 import sys
 import tempfile
 from pathlib import Path
 
-import gymnasium as gym
 import matplotlib
 import numpy as np
+import torch
 import tyro
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from matplotlib.collections import LineCollection
+from PIL import Image
 from run import ROOT
 
 RESULTS = ROOT / "benchmark" / "results"
@@ -23,17 +25,19 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 import envs  # noqa: E402
 import qmp_sac  # noqa: E402
+from envs import pointreach  # noqa: E402
 from envs.pointreach import COLORS, GOALS, RADIUS, SPARSE, TASKS  # noqa: E402
 
 MISLEADING = TASKS[1:]  # the tasks without the one that helps
 STEPS = 8_000  # of each task, in training
 EPISODE = 50
+SMOOTHING = 8  # episodes
 PANELS = (  # title, tasks, flags
     ("(a) without QMP", TASKS, "--env-id PointReach-v0 --no-qmp"),
     ("(b) QMP, three policies mislead", MISLEADING, "--env-id picture:make_misleading"),
     ("(c) QMP, a fourth policy helps", TASKS, "--env-id PointReach-v0"),
 )
-FRAMES = {  # task shown, steps before the picture
+FRAMES = {  # task shown, random steps before the picture
     "PointReach-v0": (0, 12),
     "MultistageReacher-v0": (0, 15),
     "Maze-v0": (0, 60),
@@ -42,14 +46,13 @@ FRAMES = {  # task shown, steps before the picture
     "MetaWorldCDS-v0": (2, 20),
     "MetaWorldMT10-v3": (2, 20),
 }
+MOVIE_BYTES = 2_000_000
+MOVIE_WIDTH = 830  # pixels, as GitHub shows it
 
 
-def make_misleading(seed: int, vectorization: str, render_mode: str | None) -> VectorEnv:
+def make_misleading(render_mode: str | None = None) -> dict:
     """PointReach without the policy that helps, for `--env-id picture:make_misleading`."""
-    thunks = [lambda i=i: gym.make("qmp/PointReach-v0", task=i, tasks=MISLEADING) for i in range(len(MISLEADING))]
-    vec = SyncVectorEnv(thunks, autoreset_mode=AutoresetMode.SAME_STEP)
-    vec.metadata = {**vec.metadata, "tasks": MISLEADING}
-    return vec
+    return pointreach.make_tasks(render_mode, MISLEADING)
 
 
 class Recorder(qmp_sac.Mixture):
@@ -60,75 +63,142 @@ class Recorder(qmp_sac.Mixture):
     def act(self, obs: np.ndarray, episode_lengths: np.ndarray) -> np.ndarray:
         actions = super().act(obs, episode_lengths)
         if not self.mean_actions:  # it is not an evaluation
-            self.steps.append((*obs[-1], int(self.policies[-1])))
+            x, y = obs[-1]
+            self.steps.append((x, y, int(self.policies[-1])))
         return actions
 
 
 def collect(flags: str, n_tasks: int, seed: int) -> np.ndarray:
-    """Train; returns x, y and the acting policy in the sparse task's episodes of training, [episodes, EPISODE, 3]."""
+    """Train. Returns x, y and policy of the sparse task's steps, [episodes, EPISODE, 3]."""
     Recorder.steps = []
+    total = STEPS * n_tasks
+    flags += f" --seed {seed} --no-cuda --total-timesteps {total} --learning-starts {total // 20}"
+    flags += f" --eval-frequency {total} --checkpoint-frequency {total}"
     with tempfile.TemporaryDirectory() as folder:
-        steps = f"--total-timesteps {STEPS * n_tasks} --learning-starts {STEPS // 20 * n_tasks}"
-        once = f"--eval-frequency {STEPS * n_tasks} --checkpoint-frequency {STEPS * n_tasks}"
-        qmp_sac.main(f"{flags} --seed {seed} --no-cuda {steps} {once} --run-dir {folder}/run".split())
+        qmp_sac.main([*flags.split(), "--run-dir", f"{folder}/run"])
     return np.array(Recorder.steps).reshape(-1, EPISODE, 3)
 
 
-def draw(square, below, tasks: tuple[str, ...], episodes: np.ndarray) -> None:
-    """Every step in the colour of the policy that acted, on the square; below it each policy's share over time."""
+def draw_ways(square, tasks: tuple[str, ...], episodes: np.ndarray) -> None:
+    """Every step on the square, in the colour of the policy that acted."""
     colors = {name: np.array(COLORS[name]) / 255 for name in tasks}
-    square.add_patch(plt.Circle(GOALS[SPARSE], RADIUS, color=colors[SPARSE], alpha=0.25, linewidth=0))
+    square.add_patch(plt.Circle(GOALS[SPARSE], RADIUS, color=colors[SPARSE], alpha=0.25, lw=0))
     for name in tasks:
         if name != SPARSE:
             square.add_patch(plt.Circle(GOALS[name], 0.05, color=colors[name], zorder=3))
-    lines = np.stack([episodes[:, :-1, :2], episodes[:, 1:, :2]], axis=2).reshape(-1, 2, 2)
-    policies = episodes[:, :-1, 2].astype(int)
+    starts = episodes[:, :-1, :2]
+    ends = episodes[:, 1:, :2]
+    lines = np.stack([starts, ends], axis=2).reshape(-1, 2, 2)
+    policies = episodes[:, :-1, 2].astype(int).ravel()
     palette = np.array(list(colors.values()))
-    square.add_collection(LineCollection(lines, colors=palette[policies.ravel()], linewidths=0.6, alpha=0.6))
+    square.add_collection(LineCollection(lines, colors=palette[policies], lw=0.6, alpha=0.6))
     square.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=[], yticks=[])
-    shares = [(policies == policy).mean(1) for policy in range(len(tasks))]
-    smooth = [np.convolve(share, np.ones(8) / 8, "valid") for share in shares]
-    below.stackplot(np.arange(len(smooth[0])) + 4, smooth, colors=palette)
-    below.set(xlim=(0, len(episodes)), ylim=(0, 1), yticks=[], xlabel="episodes of training")
+
+
+def draw_shares(axes, tasks: tuple[str, ...], episodes: np.ndarray) -> None:
+    """Each policy's share of the steps over the episodes."""
+    policies = episodes[..., 2]
+    window = np.ones(SMOOTHING) / SMOOTHING
+    shares = []
+    for policy in range(len(tasks)):
+        share = (policies == policy).mean(1)
+        shares.append(np.convolve(share, window, "valid"))
+    colors = [np.array(COLORS[name]) / 255 for name in tasks]
+    axes.stackplot(np.arange(len(shares[0])) + SMOOTHING / 2, shares, colors=colors)
+    axes.set(xlim=(0, len(episodes)), ylim=(0, 1), yticks=[], xlabel="episodes of training")
 
 
 def draw_qmp(output: Path = RESULTS / "qmp.png", seed: int = 1) -> None:
-    """QMP at work on PointReach: the sparse task's data alone, with policies that mislead, and with one that helps."""
+    """The sparse task's training: alone, with policies that mislead, and with one that helps."""
     qmp_sac.Mixture = Recorder
     figure, axes = plt.subplots(2, 3, figsize=(10, 4.9), layout="constrained", height_ratios=(5, 1))
     figure.suptitle(f"PointReach-v0: the task {SPARSE} in training")
     for (title, tasks, flags), (square, below) in zip(PANELS, axes.T, strict=True):
         episodes = collect(flags, len(tasks), seed)
-        draw(square, below, tasks, episodes)
-        reached = np.linalg.norm(episodes[..., :2] - GOALS[SPARSE], axis=-1) < RADIUS
-        print(f"{title}: at the sparse goal in {reached.any(1).sum()} of {len(episodes)} episodes")
+        draw_ways(square, tasks, episodes)
+        draw_shares(below, tasks, episodes)
+        distances = np.linalg.norm(episodes[..., :2] - GOALS[SPARSE], axis=-1)
+        reached = (distances < RADIUS).any(1).sum()
+        print(f"{title}: at the sparse goal in {reached} of {len(episodes)} episodes")
         square.set_title(title)
     axes[1, 0].set_ylabel("who acts", rotation=0, ha="right", va="center")
-    handles = [plt.Line2D([], [], color=np.array(COLORS[name]) / 255, linewidth=3, label=name) for name in TASKS]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(TASKS), fontsize="small", frameon=False)
+    handles = []
+    for name in TASKS:
+        color = np.array(COLORS[name]) / 255
+        handles.append(plt.Line2D([], [], color=color, linewidth=3, label=name))
+    legend = {"loc": "outside lower center", "fontsize": "small", "frameon": False}
+    figure.legend(handles=handles, ncols=len(TASKS), **legend)
     figure.savefig(output, dpi=110)
     print(output)
 
 
 def draw_environments(output: Path = RESULTS / "environments.png") -> None:
-    """A frame of every environment, after some random steps, with the name of the environment and of the task."""
+    """A frame of every environment, after some random steps, with the names of a task."""
     envs.choose_opengl()
     figure, axes = plt.subplots(2, 4, figsize=(12, 6.4), layout="constrained")
+    for square in axes.flat:
+        square.set_axis_off()
     for square, (env_id, (task, steps)) in zip(axes.flat, FRAMES.items(), strict=False):
-        env = gym.make(f"qmp/{env_id}", task=task, render_mode="rgb_array", disable_env_checker=True)
+        tasks = envs.make_tasks(env_id, "rgb_array")
+        name = list(tasks)[task]
+        env = tasks[name]()
         env.reset(seed=1)
         env.action_space.seed(1)
         for _ in range(steps):
             action = env.action_space.sample()
-            env.step(np.ones_like(action) if env_id == "PointReach-v0" else action)
+            if env_id == "PointReach-v0":
+                action = np.ones_like(action)
+            env.step(action)
         square.imshow(env.render(), aspect="auto")
-        square.set_title(f"{env_id}: {envs.TASKS[env_id][task]}", fontsize="small")
+        square.set_title(f"{env_id}: {name}", fontsize="small")
         env.close()
-    for square in axes.flat:
-        square.set_axis_off()
     figure.savefig(output, dpi=100, pil_kwargs={"optimize": True})
     print(output)
 
 
+def film(run: Path, seed: int, path: Path) -> None:
+    """One episode of every task by the mixtures of a run, as a video."""
+    checkpoint = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    script = importlib.import_module(checkpoint["script"])
+    args = script.Args(**checkpoint["args"])
+    vec = envs.make_vec(args.env_id, "sync", "rgb_array")
+    O = vec.single_observation_space.shape[0]
+    A = vec.single_action_space.shape[0]
+    agent = script.Agent(vec.num_envs, O, A, args)
+    agent.load_state_dict(checkpoint["agent"])
+    mixture = script.Mixture(agent, args, use_switch=True, mean_actions=True)
+    rows = envs.evaluate(vec, mixture, 1, [seed], path)
+    print(rows.to_string(index=False))
+    vec.close()
+
+
+def draw_rollout(
+    run: tyro.conf.Positional[Path],
+    output: Path = RESULTS / "rollout.webp",
+    seed: int = 1,
+    every: int = 2,
+) -> None:
+    """A moving picture of a run's mixtures, at most 2 MB, with every second frame."""
+    from moviepy import VideoFileClip  # slow to import
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "rollout.mp4")
+        film(run, seed, path)
+        with VideoFileClip(str(path)) as clip:
+            milliseconds = 1000 * every / clip.fps
+            frames = [Image.fromarray(frame) for frame in clip.iter_frames()][::every]
+    width = min(MOVIE_WIDTH, frames[0].width)
+    height = round(frames[0].height * width / frames[0].width)
+    frames = [frame.resize((width, height), Image.Resampling.LANCZOS) for frame in frames]
+    for quality in range(80, 0, -10):
+        options = {"quality": quality, "duration": round(milliseconds), "loop": 0, "method": 4}
+        frames[0].save(output, save_all=True, append_images=frames[1:], **options)
+        size = output.stat().st_size
+        if size <= MOVIE_BYTES:
+            break
+    print(f"{output}: {len(frames)} frames, {size / 1e6:.1f} MB")
+
+
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"qmp": draw_qmp, "environments": draw_environments})
+    pictures = {"qmp": draw_qmp, "environments": draw_environments, "rollout": draw_rollout}
+    tyro.extras.subcommand_cli_from_dict(pictures)

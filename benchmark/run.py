@@ -26,7 +26,12 @@ import tyro
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("qmp_sac", "qmp_mtsac", "qmp_dnc", "qmp_uds")
+SCRIPTS = {  # and the names of their base methods in figures and tables
+    "qmp_sac": "separate SAC agents",
+    "qmp_mtsac": "shared networks",
+    "qmp_dnc": "Divide-and-Conquer",
+    "qmp_uds": "shared data",
+}
 ATTEMPTS = 3
 LAST_LINES = 8  # of a log that are shown after a failure
 
@@ -149,7 +154,7 @@ class Method:
     """arguments of a script that differ from the defaults"""
     color: str
     linestyle: str | tuple = SOLID
-    scripts: tuple[str, ...] = SCRIPTS
+    scripts: tuple[str, ...] = tuple(SCRIPTS)
     """scripts that have it"""
 
     def has_switch(self) -> bool:
@@ -244,7 +249,7 @@ class Args:
 
     env_ids: list[str] = field(default_factory=lambda: ["PointReach-v0"])
     """environments, any that the scripts take; SETTINGS has flags for some of them"""
-    scripts: list[Literal[SCRIPTS]] = field(default_factory=lambda: list(SCRIPTS))
+    scripts: list[Literal[tuple(SCRIPTS)]] = field(default_factory=lambda: list(SCRIPTS))
     """base methods"""
     methods: list[Literal[tuple(METHODS)]] = field(default_factory=lambda: ["base", "qmp"])
     """the base method alone, QMP, variants; each is run with the scripts that have it"""
