@@ -1,6 +1,13 @@
 """What several test modules share: short runs, plain networks and learners, tasks as a user's."""
 
 import importlib
+import itertools
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -58,6 +65,112 @@ def same_runs(a, b):
     """Whether two runs left the same checkpoint and the same evaluations."""
     files = [(run_dir / "evaluations.csv").read_bytes() for run_dir in (a, b)]
     return files[0] == files[1] and same(checkpoint(a), checkpoint(b))
+
+
+# Programs
+
+
+class Program:
+    """`python SCRIPT.py ARGV` in a fork of this process, after `prepare()` there."""
+
+    def __init__(self, script, *argv, prepare=None):
+        import torch._dynamo  # noqa: F401, or every fork would, which takes seconds
+
+        self.argv = [f"{script}.py", *map(str, argv)]
+        self.prepare = prepare
+        self.log, output = os.pipe()
+        os.set_blocking(self.log, False)
+        self.text = ""
+        self.process = multiprocessing.get_context("fork").Process(target=self.run, args=(output,))
+        self.process.start()
+        os.close(output)
+
+    def run(self, output):
+        os.setsid()  # as a shell does; its processes are those of its session
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)
+        sys.argv = self.argv
+        if self.prepare:
+            self.prepare()
+        runpy.run_path(str(ROOT / self.argv[0]), run_name="__main__")
+        sys.stdout.flush()
+
+    def read(self):
+        """What it has printed so far, errors too."""
+        try:
+            while chunk := os.read(self.log, 2**16):
+                self.text += chunk.decode()
+        except BlockingIOError:
+            pass
+        return self.text
+
+    def wait_for(self, text):
+        while text not in self.read():
+            assert self.process.is_alive(), self.text
+            time.sleep(0.02)
+
+    def finish(self, seconds=60):
+        """Its exit code, None if it does not end in time."""
+        end = time.monotonic() + seconds
+        while self.process.is_alive() and time.monotonic() < end:
+            self.read()
+            self.process.join(0.02)
+        code = self.process.exitcode
+        self.read()
+        return code
+
+    def processes_left(self, seconds=10):
+        """The processes of its session that do not end in some seconds; they are killed."""
+        end = time.monotonic() + seconds
+        while (left := members(self.process.pid)) and time.monotonic() < end:
+            time.sleep(0.02)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        return left
+
+
+def members(session):
+    """Processes of a session, but for those that have ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = path.read_text().rpartition(")")[2].split()[:4]
+        except OSError:  # it has just ended
+            continue
+        if int(its_session) == session and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def command(script, *argv, prepare=None):
+    """Exit code and output of a program that ends by itself and leaves no process."""
+    program = Program(script, *argv, prepare=prepare)
+    code = program.finish()
+    assert not program.processes_left(), program.text
+    return code, program.text
+
+
+def die():
+    """End this process as `kill -9` does, or a lack of memory may."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at(count, owner, name, before=None, after=None):
+    """Replace a function by one that calls `before` or `after` too, in its `count`-th call."""
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def replaced(*args, **kwargs):
+        is_due = next(calls) == count
+        if is_due and before:
+            before(*args)
+        result = original(*args, **kwargs)
+        if is_due and after:
+            after(*args)
+        return result
+
+    setattr(owner, name, replaced)
 
 
 # Learners

@@ -276,7 +276,7 @@ def test_many_samples_approach_the_integral():
 def test_as_many_policies_as_tasks():
     """Other numbers would mistake which policy is the own one."""
     mean = torch.zeros(3, 2, 1, dtype=F64)
-    with pytest.raises(ValueError, match="3 policies.* 2 tasks|2 tasks.* 3 policies"):
+    with pytest.raises(ValueError, match="as many policies as tasks, not 3 and 2"):
         q_switch(mean, mean, linear_critic([[1.0, 1.0]] * 2), torch.zeros(2, 2, dtype=F64))
 
 
