@@ -63,6 +63,14 @@ class Group:
                 seeds[seed] = rows[rows["global_step"] <= end]
         return replace(self, seeds=seeds)
 
+    def having(self, column: str) -> "Group":
+        """The seeds that have values in a column."""
+        seeds = {}
+        for seed, rows in self.seeds.items():
+            if column in rows and rows[column].notna().any():
+                seeds[seed] = rows
+        return replace(self, seeds=seeds)
+
     def curve(self, column: str, tasks=None, acting: str = "own") -> pd.DataFrame:
         """Means over tasks [steps, seeds], at the steps that all seeds have passed."""
         curves = {}

@@ -374,22 +374,21 @@ def draw_knowing():
     found = {}
     for env_id, script in itertools.product(ENVIRONMENTS, SCRIPTS):
         group = get_group(env_id, script, "qmp")
-        if group and not group.curve("agreement").empty:
-            found[env_id, script] = group
+        if group and group.having("agreement").seeds:
+            found[env_id, script] = group.having("agreement")
     if not found:
         return None
-    figure, grid = new_figure(len(found), 2, 2.2, width=max(4, min(10, 2.8 * len(found))))
-    for (env_id, script), (top, bottom) in zip(found, grid.T, strict=True):
+    figure, grid = new_figure(2, len(found), 2)
+    for (env_id, script), (left, right) in zip(found, grid, strict=True):
         group = found[env_id, script]
-        draw_curve(top, group, "agreement")
-        draw_curve(bottom, group, "gap")
-        top.axhline(1 / len(tasks_of(env_id)), color=GREY, linestyle=":")
-        bottom.axhline(0, color=GREY, linestyle=":")
-        finish_curves(top, f"{env_id.partition('-v')[0]}\n{SCRIPTS[script]}")
-        finish_curves(bottom, "", is_share=False)
-        top.set_xlabel("")
-    grid[0, 0].set_ylabel("agreement\n(dotted: chance)")
-    grid[1, 0].set_ylabel("gap to the own policy")
+        draw_curve(left, group, "agreement")
+        draw_curve(right, group, "gap")
+        left.axhline(1 / len(tasks_of(env_id)), color=GREY, linestyle=":")
+        right.axhline(0, color=GREY, linestyle=":")
+        name = env_id.partition("-v")[0]
+        seeds = describe_seeds([group])
+        finish_curves(left, f"{name}, {SCRIPTS[script]} ({seeds})", "agreement")
+        finish_curves(right, "", "gap to the own policy", is_share=False)
     return figure
 
 

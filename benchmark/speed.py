@@ -18,6 +18,7 @@ linearly, which gives the memory and the size of the last checkpoint. Linux and 
 
 import copy
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -65,8 +66,8 @@ class Args:
     """print what whole runs of the environments cost instead"""
     scripts: tuple[Literal[tuple(SCRIPTS)], ...] = tuple(SCRIPTS)
     """scripts of --plan"""
-    updates: int = 50
-    """update phases that --plan measures"""
+    updates: int = 100
+    """updates that --plan measures"""
 
 
 # PLAIN AGENTS, one for each task
@@ -288,7 +289,8 @@ def plan(env_id: str, script: str, updates: int) -> dict:
     N = len(make_tasks(env_id))
     # Three runs: short, longer, and as long with one more episode in its only evaluation.
     short = 10 * args.train_frequency * N
-    longer = short + max(updates * args.train_frequency, 500) * N
+    phases = math.ceil(updates / args.gradient_steps)
+    longer = short + max(phases * args.train_frequency, 100) * N
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         for k, (steps, episodes) in enumerate(((short, 1), (longer, 1), (longer, 2))):

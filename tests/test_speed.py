@@ -1,104 +1,129 @@
-"""What speed.py measures against does what the stacked agent does; every part of a turn counts; peers are compared."""
+"""What speed.py measures does what the batched agent does, and its tables add up; peers.py too."""
 
-import numpy as np
 import peers
 import pytest
 import speed
 import torch
+from helpers import fixed_noise, make_learner, unstack
 
+import qmp_mtsac
 import qmp_sac
+from envs import make_tasks
 
 N, B, O, A = 3, 6, 5, 2
 
 
 @pytest.fixture
 def both():
-    """An agent, and plain agents with the same weights, in double precision."""
+    """An agent with its optimizers, and plain agents with the same weights, in float64."""
     torch.manual_seed(1)
-    args = qmp_sac.Args(hidden_sizes=(8, 8), alpha=0.3)
-    agent, plain = qmp_sac.Agent(N, O, A, args).double(), [speed.plain_agent(O, A, args).double() for _ in range(N)]
-    with torch.no_grad():
-        for stacked, layer in pairs(agent, plain):
-            layer.weight.copy_(stacked[0].T)
-            layer.bias.copy_(stacked[1])
-    for one in plain:
-        one.qf_target.load_state_dict(one.qf.state_dict())
-    return args, agent, plain
-
-
-def pairs(agent, plain):
-    """The weight and bias of every slice of a stack, with the plain layer of the same place."""
+    args = qmp_sac.Args(hidden_sizes=(8, 8), q_lr=3e-4, policy_lr=3e-4)
+    agent, optimizers = make_learner(qmp_sac, N, O, A, args)
+    plain = [speed.plain_agent(O, A, args).double() for _ in range(N)]
     for i, one in enumerate(plain):
-        nets = (agent.actor.net, i, one.actor.net), *((agent.qf.net, q * N + i, one.qf[q]) for q in (0, 1))
-        for net, k, plain_net in nets:
-            for stacked, layer in zip(net, plain_net, strict=True):
-                if hasattr(layer, "weight"):
-                    yield (stacked.weight[k], stacked.bias[k, 0]), layer
+        one.load_state_dict(plain_weights(agent, i))
+    return args, agent, optimizers, plain
 
 
-def test_plain_agents_learn_as_the_stack_does(both, fixed_noise):
-    args, agent, plain = both
-    optimizers, of_plain = speed.optimizers_of(agent), [speed.optimizers_of(one) for one in plain]
+def plain_weights(agent, i):
+    """The weights of task i, as in a plain agent."""
+    state = {"log_alpha": agent.log_alpha.detach()[i : i + 1]}
+    nets = {"actor.net": unstack(agent.actor.net, i)}
+    for name in ("qf", "qf_target"):
+        for q in range(2):
+            nets[f"{name}.{q}"] = unstack(getattr(agent, name).net, q * N + i)
+    for name, net in nets.items():
+        state |= {f"{name}.{key}": value for key, value in net.state_dict().items()}
+    return state
+
+
+def test_plain_agents_learn_as_batched_ones_do(both):
+    args, agent, optimizers, plain = both
+    plain_optimizers = [speed.make_optimizers(one) for one in plain]
+    shapes = ((N, B, O), (N, B, A), (N, B), (N, B, O), (N, B))
     for _ in range(3):
-        data = qmp_sac.Batch(
-            *(torch.rand(shape).double() for shape in ((N, B, O), (N, B, A), (N, B), (N, B, O), (N, B)))
-        )
+        data = qmp_sac.Batch(*(torch.rand(shape).double() for shape in shapes))
         noise = torch.randn(2, N, B, A).double()
         with fixed_noise(noise):
             qmp_sac.update(agent, optimizers, data, args)
         for i, one in enumerate(plain):
+            of_task = qmp_sac.Batch(*(field[i : i + 1] for field in data))
             with fixed_noise(noise[:, i : i + 1]):
-                qmp_sac.update(one, of_plain[i], qmp_sac.Batch(*(field[i : i + 1] for field in data)), args)
-    for stacked, layer in pairs(agent, plain):
-        torch.testing.assert_close((layer.weight.T, layer.bias), stacked, rtol=1e-7, atol=1e-9)
+                qmp_sac.update(one, plain_optimizers[i], of_task, args)
+    for i, one in enumerate(plain):
+        wanted = plain_weights(agent, i)
+        for name, value in one.state_dict().items():
+            torch.testing.assert_close(value, wanted[name], rtol=1e-7, atol=1e-9)
 
 
 def test_plain_agents_choose_as_the_switch_does(both):
-    _, agent, plain = both
+    _, agent, _, plain = both
     own = torch.arange(N)
     for _ in range(10):
-        obs, noise = torch.randn(N, O).double(), torch.randn(N, A).double()
+        obs = torch.randn(N, O).double()
+        noise = torch.randn(N, A).double()
         mean, log_std = agent.actor(obs[None])
         chosen, _ = qmp_sac.q_switch(mean, log_std, agent.qf, obs)
         actions, _ = qmp_sac.squash(mean[chosen, own], log_std[chosen, own], noise)
         torch.testing.assert_close(speed.plain_act(plain, obs, noise), actions)
 
 
-def test_a_table_of_every_part(monkeypatch):
-    compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f: compiler(f, backend="eager"))  # code would take minutes to make
-    args = speed.Args(("Maze-v0",), tasks=(2,), batch_sizes=(4,), compile=True, seconds=0)
-    with torch._dynamo.config.patch(recompile_limit=4, fail_on_recompile_limit_hit=True):  # of one case, not of both
-        table = speed.main(args)
-    maze = table[table["environment"] == "Maze-v0"].set_index("part of a turn")
-    assert list(maze.index) == ["act", "step", "store", "update", "turn"] and set(maze["N"]) == {10}
-    assert (maze[["qmp", "base", "plain", "compiled"]] > 0).all(axis=None)
-    assert list(table["part of a turn"][table["environment"] == ""]) == ["act", "store", "update", "turn"]
+def test_a_table_of_every_part():
+    args = speed.Args(("PointReach-v0",), tasks=(2,), batch_sizes=(4,), seconds=0)
+    table = speed.main(args)
+    point = table[table["environment"] == "PointReach-v0"].set_index("part of an iteration")
+    assert list(point.index) == ["act", "step", "store", "update", "iteration"]
+    assert set(point["N"]) == {5} and set(point["B"]) == {32}
+    assert (point[["qmp", "base", "plain"]] > 0).all(axis=None)
+    other = table[table["environment"] == ""]
+    assert list(other["part of an iteration"]) == ["act", "store", "update", "iteration"]
 
 
-def test_the_compiled_update_has_a_column(monkeypatch):
-    """With made-up times: only the update of that column is another function's, the compiled one."""
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda f: lambda *x: compiled.append(f) or f(*x))
+def test_an_iteration_is_the_sum_of_its_parts():
+    ms = {"act, qmp": 4, "act, base": 1, "act, plain": 9, "step": 2, "store": 1}
+    ms |= {"update": 60, "update, plain": 120, "update, compiled": 30}
+    args = qmp_sac.Args(train_frequency=6, gradient_steps=2, compile=True)
+    iteration = speed.describe_iteration(ms, args).loc["iteration"]
+    assert iteration["qmp"] == 4 + 2 + 1 + 20 and iteration["base"] == 1 + 2 + 1 + 20
+    assert iteration["plain"] == 9 + 2 + 1 + 40 and iteration["compiled"] == 4 + 2 + 1 + 10
+    assert iteration["plain / qmp"] == pytest.approx(52 / 27)
 
-    def measure(functions, *_):
-        functions["update, compiled"]()
-        return {name: {"update, compiled": 3.0, "update": 5.0}.get(name, 1.0) for name in functions}
 
-    monkeypatch.setattr(speed, "measure", measure)
-    table = speed.main(speed.Args(env_ids=(), tasks=(2,), batch_sizes=(4, 8), compile=True))
-    assert compiled == 2 * [qmp_sac.update] and table["B"].tolist() == 4 * [4] + 4 * [8]
-    assert list(table["part of a turn"]) == 2 * ["act", "store", "update", "turn"]
-    assert table["compiled"].tolist() == 2 * [1, 1, 3, 5] and table["qmp"].tolist() == 2 * [1, 1, 5, 7]
+def test_the_plan_of_a_run(monkeypatch):
+    """With a program that takes 3 s to start, 1 ms a step, 2 s an episode, 100 bytes a step."""
+
+    def run_short(words, folder):
+        args, _ = qmp_mtsac.parse_args(words[2:])
+        steps = args.total_timesteps
+        seconds = 3 + 0.001 * steps + 2 * args.eval_episodes
+        return seconds, 5e8 + 100 * steps, 1e6 + 100 * steps
+
+    monkeypatch.setattr(speed, "run_short", run_short)
+    row = speed.plan("Maze-v0", "qmp_mtsac", updates=50)
+    # Ten episodes in every 50,000 steps; the replay holds a million steps of the twelve.
+    assert row["hours per million steps"] == pytest.approx((1000 + 20 * 20) / 3600)
+    assert row["memory (GB)"] == pytest.approx(0.6)
+    assert row["checkpoint (GB)"] == pytest.approx(0.101)
+    assert row["days"] == pytest.approx(1400 * 12 / 86400)
+
+
+def test_a_planned_run_trains(tmp_path):
+    words = ["python", "qmp_sac.py", "--total-timesteps", "300", "--learning-starts", "100"]
+    seconds, memory, size = speed.run_short([*words, "--hidden-sizes", "4"], tmp_path / "run")
+    assert (
+        seconds > 0.5 and memory > 1e8 and size == (tmp_path / "run/checkpoint.pt").stat().st_size
+    )
 
 
 def test_the_time_of_a_peer_s_step(monkeypatch, capsys):
-    """Where a start takes 7 s, a step and its updates of all ten of our tasks 0.02 s, and of a peer's one 0.004 s."""
+    """A start takes 7 s, a step of our ten tasks 0.02 s, and of a peer's one 0.004 s."""
 
     def seconds(command, folder):
         if "-c" in command:
-            return 7 + 0.004 * int(command[-1].rpartition("learn(")[2].rstrip(")"))
-        return 7 + 0.002 * int(command[command.index("--total-timesteps") + 1])
+            return 7 + 0.004 * int(command[-1].rpartition("learn(")[2].strip().rstrip(")"))
+        args, _ = qmp_sac.parse_args(command[2:])
+        assert len(make_tasks(args.env_id)) == peers.N
+        return 7 + 0.002 * args.total_timesteps
 
     monkeypatch.setattr(peers, "seconds", seconds)
     peers.main(ours=("qmp_sac.py --no-qmp",), peers=("sbx=/python",), rounds=3)
@@ -107,10 +132,3 @@ def test_the_time_of_a_peer_s_step(monkeypatch, capsys):
         ["2.00", "1.00", "qmp_sac.py --no-qmp"],
         ["4.00", "2.00", "sbx=/python"],
     ]
-
-
-def test_ours_run_among_peers(monkeypatch, capsys):
-    monkeypatch.setattr(peers, "STEPS", 101)
-    peers.main(ours=("qmp_sac.py --hidden-sizes 4",), rounds=1, steps=20)
-    ms, relation, program = capsys.readouterr().out.splitlines()[-1].split(maxsplit=2)
-    assert np.isfinite(float(ms)) and (relation, program) == ("1.00", "qmp_sac.py --hidden-sizes 4")
