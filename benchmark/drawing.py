@@ -167,16 +167,16 @@ def draw_strips(axes, groups: list[Group], values: list[np.ndarray], title: str)
     for y, (group, of_seeds) in enumerate(zip(groups, values, strict=True)):
         if not len(of_seeds):
             continue
-        axes.barh(y, of_seeds.mean(), color=group.color, alpha=0.22, height=0.66, linewidth=0)
-        # Equal seeds lie above one another.
-        _, place, counts = np.unique(of_seeds.round(2), return_inverse=True, return_counts=True)
-        seen = np.zeros(len(counts))
-        for value, k in zip(of_seeds, place, strict=True):
-            offset = (seen[k] - (counts[k] - 1) / 2) * min(0.13, 0.6 / counts[k])
-            seen[k] += 1
-            axes.plot(
-                value, y + offset, "o", color=group.color, markersize=3.8, mec="white", mew=0.4
-            )
+        bar = {"color": group.color, "alpha": 0.22, "linewidth": 0}
+        axes.barh(y, of_seeds.mean(), height=0.66, **bar)
+        # Seeds that are equal, or nearly, lie above one another.
+        dots = {"color": group.color, "markersize": 3.8, "mec": "white", "mew": 0.4}
+        rounded = of_seeds.round(2)
+        for value in np.unique(rounded):
+            equal = of_seeds[rounded == value]
+            spread = min(0.3, 0.065 * (len(equal) - 1))
+            heights = y + np.linspace(-spread, spread, len(equal))
+            axes.plot(equal, heights, "o", **dots)
         number = {"va": "center", "fontsize": 8, "color": "0.25", "clip_on": False}
         position = axes.get_yaxis_transform()
         axes.text(1.04, y, f"{of_seeds.mean():.2f}", transform=position, **number)

@@ -150,7 +150,8 @@ def paper_at(env_id: str, script: str, method: str, step: float) -> float:
     curve = PAPER.get((env_id, script), {}).get(method)
     if not curve:
         return math.nan
-    return float(np.interp(step, list(curve), list(curve.values()), left=math.nan, right=math.nan))
+    outside = {"left": math.nan, "right": math.nan}
+    return float(np.interp(step, list(curve), list(curve.values()), **outside))
 
 
 # FIGURES: each returns a figure, or None if its runs are missing
@@ -278,7 +279,8 @@ def draw_selection():
     tasks = tasks_of(REACHER)
     periods = {"first 240k steps": (0, 240_000), "last 160k steps": (440_000, 600_000)}
     figure, grid = new_figure(2, 1, 2.9, sharey=True)
-    for axes, (title, (low, high)) in zip(grid.flat, periods.items(), strict=True):
+    for axes, (title, period) in zip(grid.flat, periods.items(), strict=True):
+        low, high = period
         image = draw_table(axes, group.shares(tasks, low, high), tasks, tasks, top=1)
         axes.set_title(title)
         axes.set_xlabel("policy that acts")
@@ -289,7 +291,8 @@ def draw_selection():
 
 def steps_until_solved(group: Group, column: str, tasks) -> list[float]:
     """Steps a task until every task succeeds, for the seeds in which this happens."""
-    worst = pd.concat([group.curve(column, [task]) for task in tasks]).groupby(level=0).min()
+    curves = [group.curve(column, [task]) for task in tasks]
+    worst = pd.concat(curves).groupby(level=0).min()  # [steps, seeds]
     found = []
     for seed in worst:
         solved = worst.index[worst[seed] >= SOLVED]
@@ -317,7 +320,8 @@ def draw_scaling():
             found = steps_until_solved(group, "success_rate", tasks_of(POINTS[N]))
             shares[N] = len(found) / len(group.seeds)
             x = N + 0.15 * (k - 1.5)  # beside each other
-            right.plot([x] * len(found), found, "o", color=method.color, markersize=3, alpha=0.6)
+            dots = {"color": method.color, "markersize": 3, "alpha": 0.6}
+            right.plot([x] * len(found), found, "o", **dots)
             if found:
                 steps[x] = np.mean(found)
         left.plot(shares.keys(), shares.values(), marker="o", markersize=4, **style)

@@ -82,7 +82,8 @@ def collect(flags: str, n_tasks: int, seed: int) -> np.ndarray:
 def draw_ways(square, tasks: tuple[str, ...], episodes: np.ndarray) -> None:
     """Every step on the square, in the colour of the policy that acted."""
     colors = {name: np.array(COLORS[name]) / 255 for name in tasks}
-    square.add_patch(plt.Circle(GOALS[SPARSE], RADIUS, color=colors[SPARSE], alpha=0.25, lw=0))
+    disc = {"color": colors[SPARSE], "alpha": 0.25, "linewidth": 0}
+    square.add_patch(plt.Circle(GOALS[SPARSE], RADIUS, **disc))
     for name in tasks:
         if name != SPARSE:
             square.add_patch(plt.Circle(GOALS[name], 0.05, color=colors[name], zorder=3))
@@ -92,7 +93,8 @@ def draw_ways(square, tasks: tuple[str, ...], episodes: np.ndarray) -> None:
     policies = episodes[:, :-1, 2].astype(int).ravel()
     palette = np.array(list(colors.values()))
     square.add_collection(LineCollection(lines, colors=palette[policies], lw=0.6, alpha=0.6))
-    square.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=[], yticks=[])
+    square.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
+    square.set(xticks=[], yticks=[])
 
 
 def draw_shares(axes, tasks: tuple[str, ...], episodes: np.ndarray) -> None:
@@ -105,13 +107,15 @@ def draw_shares(axes, tasks: tuple[str, ...], episodes: np.ndarray) -> None:
         shares.append(np.convolve(share, window, "valid"))
     colors = [np.array(COLORS[name]) / 255 for name in tasks]
     axes.stackplot(np.arange(len(shares[0])) + SMOOTHING / 2, shares, colors=colors)
-    axes.set(xlim=(0, len(episodes)), ylim=(0, 1), yticks=[], xlabel="episodes of training")
+    axes.set(xlim=(0, len(episodes)), ylim=(0, 1), yticks=[])
+    axes.set_xlabel("episodes of training")
 
 
 def draw_qmp(output: Path = RESULTS / "qmp.png", seed: int = 1) -> None:
     """The sparse task's training: alone, with policies that mislead, and with one that helps."""
     qmp_sac.Mixture = Recorder
-    figure, axes = plt.subplots(2, 3, figsize=(10, 4.9), layout="constrained", height_ratios=(5, 1))
+    shape = {"figsize": (10, 4.9), "height_ratios": (5, 1)}
+    figure, axes = plt.subplots(2, 3, layout="constrained", **shape)
     figure.suptitle(f"PointReach-v0: the task {SPARSE} in training")
     for (title, tasks, flags), (square, below) in zip(PANELS, axes.T, strict=True):
         episodes = collect(flags, len(tasks), seed)
@@ -138,7 +142,8 @@ def draw_environments(output: Path = RESULTS / "environments.png") -> None:
     figure, axes = plt.subplots(2, 4, figsize=(12, 6.4), layout="constrained")
     for square in axes.flat:
         square.set_axis_off()
-    for square, (env_id, (task, steps)) in zip(axes.flat, FRAMES.items(), strict=False):
+    for square, env_id in zip(axes.flat, FRAMES, strict=False):
+        task, steps = FRAMES[env_id]
         tasks = envs.make_tasks(env_id, "rgb_array")
         name = list(tasks)[task]
         env = tasks[name]()

@@ -14,6 +14,7 @@ of the folder in which all of its runs lie, under a name made of theirs.
 
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -344,7 +345,8 @@ def draw_tasks(env_id: str, tasks: Sequence[str], groups: list[Group]):
     if groups[0].curve(name).empty:
         name = "episodic_return"
     if len(groups) == 1:
-        curves = {task: groups[0].curve(name, [task]).mean(axis=1) for task in tasks}
+        (group,) = groups
+        curves = {task: group.curve(name, [task]).mean(axis=1) for task in tasks}
         values = pd.DataFrame(curves).T.iloc[:, -COLUMNS:]
         values.columns = [f"{step:,}" for step in values.columns]
         title = "by step of training"
@@ -373,12 +375,13 @@ def draw_acting(env_id: str, tasks: Sequence[str], groups: list[Group]):
         if len(groups) > 1:
             panels[group.title] = group.shares(tasks)
             continue
-        for low, high in ((0, end / 3), (end / 3, 2 * end / 3), (2 * end / 3, end)):
+        for low, high in itertools.pairwise(np.linspace(0, end, 4)):
             title = f"steps {math.ceil(low):,} to {math.floor(high):,}"
             panels[title] = group.shares(tasks, low, high)
     mixed = {}
     for title, shares in panels.items():
-        if np.isfinite(shares).any() and not np.allclose(shares, np.eye(len(tasks))):
+        is_known = np.isfinite(shares).any()  # not while all actions are random
+        if is_known and not np.allclose(shares, np.eye(len(tasks))):
             mixed[title] = shares
     if not mixed:
         return None

@@ -292,18 +292,19 @@ def plan(env_id: str, script: str, updates: int) -> dict:
     phases = math.ceil(updates / args.gradient_steps)
     longer = short + max(phases * args.train_frequency, 100) * N
     seconds = []
+    sizes = []
     with tempfile.TemporaryDirectory() as folder:
-        for k, (steps, episodes) in enumerate(((short, 1), (longer, 1), (longer, 2))):
+        for steps, episodes in ((short, 1), (longer, 1), (longer, 2)):
             flags = f"--total-timesteps {steps} --learning-starts {N} --eval-episodes {episodes}"
             flags += f" --eval-frequency {10 * longer} --checkpoint-frequency {10 * longer}"
-            spent, memory, size = run_short([*words, *flags.split()], Path(folder, str(k)))
+            run_dir = Path(folder, f"{steps}-{episodes}")
+            spent, memory, size = run_short([*words, *flags.split()], run_dir)
             seconds.append(spent)
-            if k == 0:
-                first_size = size
+            sizes.append(size)
     per_step = (seconds[1] - seconds[0]) / (longer - short)
     per_evaluation = max(0, seconds[2] - seconds[1]) * args.eval_episodes
     per_million = 1e6 * (per_step + per_evaluation / args.eval_frequency)
-    bytes_per_step = (size - first_size) / (longer - short)
+    bytes_per_step = (sizes[1] - sizes[0]) / (longer - short)
     missing = bytes_per_step * (min(args.total_timesteps, N * args.buffer_size) - longer)
     return {
         "environment": env_id,
