@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import EngFormatter
 from run import SOLID
-from scipy.stats import bootstrap, permutation_test
+from scipy.stats import DegenerateDataWarning, bootstrap, permutation_test
 
 plt.rcParams.update(
     {
@@ -107,7 +108,9 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of the mean over seeds, values [seeds, ...]: a 95% bootstrap interval; of few the range."""
     if len(values) < MANY_SEEDS:
         return values.min(0), values.max(0)
-    resampled = bootstrap((values,), np.mean, method="percentile", n_resamples=2000, rng=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # all seeds are equal
+        resampled = bootstrap((values,), np.mean, method="percentile", n_resamples=2000, rng=0)
     return resampled.confidence_interval
 
 

@@ -347,7 +347,9 @@ def draw_tasks(env_id: str, tasks: Sequence[str], groups: list[Group]):
     if len(groups) == 1:
         (group,) = groups
         curves = {task: group.curve(name, [task]).mean(axis=1) for task in tasks}
-        values = pd.DataFrame(curves).T.iloc[:, -COLUMNS:]
+        values = pd.DataFrame(curves).T
+        every = math.ceil(values.shape[1] / COLUMNS)
+        values = values.iloc[:, ::-every].iloc[:, ::-1]  # with the last evaluation
         values.columns = [f"{step:,}" for step in values.columns]
         title = "by step of training"
     else:
@@ -389,7 +391,7 @@ def draw_acting(env_id: str, tasks: Sequence[str], groups: list[Group]):
     figure, grid = new_figure(len(mixed), 1, 1.8 + 0.24 * len(tasks), width, sharey=True)
     for axes, (title, shares) in zip(grid.flat, mixed.items(), strict=True):
         draw_table(axes, shares, tasks, tasks, top=1)
-        axes.set_title(textwrap.fill(title, 28))
+        axes.set_title(textwrap.fill(title, 24))
         axes.set_xlabel("policy that acted")
     grid[0, 0].set_ylabel("task")
     figure.suptitle(f"{env_id}: share of steps")
