@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from gymnasium.spaces import Box
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from envs.pointreach import TASKS
@@ -45,6 +46,12 @@ def rows(run_dir):
 
 def checkpoint(run_dir):
     return torch.load(run_dir / "checkpoint.pt", weights_only=True)
+
+
+def scalars(run_dir):
+    """{tag: events} of TensorBoard."""
+    events = EventAccumulator(str(run_dir)).Reload()
+    return {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
 
 
 def same(a, b):

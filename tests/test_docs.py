@@ -1,4 +1,4 @@
-"""The README and the pages in docs/: commands and code run as written, links lead somewhere, tables are true."""
+"""README and docs/: commands and code run as written, links lead somewhere, tables are true."""
 
 import importlib
 import inspect
@@ -8,67 +8,67 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import gymnasium as gym
 import pandas as pd
 import pytest
 import run as benchmark
 import torch
 import tyro
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from helpers import ROOT, SCRIPTS, scalars
 
 import envs
 import qmp_sac
 
-ROOT = Path(__file__).parent.parent
 README, BENCHMARK = ROOT / "README.md", ROOT / "benchmark" / "README.md"
-SCRIPTS = ["qmp_sac", "qmp_mtsac", "qmp_dnc", "qmp_uds"]
 PAGES = [README, *(ROOT / "docs" / f"{name}.md" for name in SCRIPTS)]
 EVALUATION = {"eval_frequency", "eval_episodes"}
 SMALL = ["--hidden-sizes=8", "--batch-size=4", "--eval-episodes=1"]
+CODE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 
 def by_name(path):
     return str(path.relative_to(ROOT))
 
 
-def blocks(page):
-    """(language, text) of the page's blocks of code."""
-    return re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S)
+def python_blocks(page):
+    return [text for language, text in CODE.findall(page.read_text()) if language == "python"]
 
 
 def commands(text):
-    """(module, flags) of the commands `python qmp_*.py ...` at the start of a line or of a span of code."""
+    """(module, flags) of `python qmp_*.py ...` at the start of a line or of a span of code."""
     lines = re.findall(r"(?:^|`)python (qmp_\w+)\.py([^\n`]*)", text, re.M)
-    return [(importlib.import_module(script), shlex.split(flags, comments=True)) for script, flags in lines]
+    modules = [importlib.import_module(script) for script, _ in lines]
+    flags = [shlex.split(flags, comments=True) for _, flags in lines]
+    return list(zip(modules, flags, strict=True))
 
 
 def run_short(module, flags):
     """Run a command with small networks and a two hundredth of its steps."""
     args = tyro.cli(module.Args, args=flags)
-    steps = ["total_timesteps", "learning_starts", "checkpoint_frequency", "distill_period"]
-    steps = {f"--{name.replace('_', '-')}": getattr(args, name) // 200 for name in steps if hasattr(args, name)}
-    if args.resume and "--total-timesteps" not in flags:
-        del steps["--total-timesteps"]  # that of the run
-    short = [f"{flag}={number}" for flag, number in steps.items()]
+    short = []
+    for name in ("total_timesteps", "learning_starts", "checkpoint_frequency", "distill_period"):
+        is_of_the_run = (
+            args.resume and name == "total_timesteps" and "--total-timesteps" not in flags
+        )
+        if getattr(args, name, None) is not None and not is_of_the_run:
+            short.append(f"--{name.replace('_', '-')}={getattr(args, name) // 200}")
     run_dir = Path(args.resume or args.run_dir or f"runs/{len(list(Path('runs').glob('*')))}")
     short += [] if args.resume else [f"--run-dir={run_dir}"]
     agent = module.main([*flags, *SMALL, *short, "--eval-frequency=1_000_000"])  # once, at the end
-    if args.eval_only:
-        assert set(pd.read_csv(run_dir / "final_evaluation.csv").acting) == {"own", "mixture"}
-    else:
-        assert pd.read_csv(run_dir / "evaluations.csv").global_step.max() >= args.total_timesteps // 200
-        assert all(parameter.isfinite().all() for parameter in agent.parameters())
+    table = pd.read_csv(run_dir / "evaluations.csv")
+    assert table["global_step"].max() >= args.total_timesteps // 200
+    assert all(parameter.isfinite().all() for parameter in agent.parameters())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
 def test_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
-    """In an empty folder, `make train` too; of commands for environments that take long the arguments are read."""
+    """In an empty folder, `make train` too; where training takes long the arguments are read."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("Makefile", "requirements.txt"):
         shutil.copy(ROOT / name, name)
-    train = subprocess.run(["make", "--dry-run", "train"], capture_output=True, text=True, check=True).stdout
-    for language, text in blocks(page):
+    words = ["make", "--dry-run", "train"]
+    train = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    for language, text in CODE.findall(page.read_text()):
         text = text.replace("make train ", train.replace(".venv/bin/", ""))
         if language == "python":
             if file := re.match(r"# (\w+\.py)\n", text):
@@ -83,32 +83,36 @@ def test_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
             if "PointReach" in env_id or "my_tasks" in env_id:
                 run_short(module, flags)
             else:
-                assert env_id in envs.TASKS or env_id.startswith("MetaWorld:")
-    for module, flags in commands(re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)):
+                assert env_id in envs.ENVIRONMENTS or env_id.startswith("MetaWorld:")
+        for path in re.findall(r"^python (benchmark/\w+\.py)", text, re.M):
+            assert (ROOT / path).exists()
+    for module, flags in commands(CODE.sub("", page.read_text())):
         tyro.cli(module.Args, args=flags)
 
 
 def test_policy_of_the_readme_acts_as_in_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_short(qmp_sac, ["--run-dir", "runs/first"])
-    text = next(text for _, text in blocks(README) if "checkpoint" in text)
     page = {}
-    exec(text, page)
-    agent, args, obs, lengths = page["agent"], page["args"], page["obs"].numpy(), page["vec"].episode_lengths
-    own, mixture = (qmp_sac.Mixture(agent, args, p, mean_actions=True) for p in (1.0, 0.0))
-    assert page["actions"] == pytest.approx(own.act(obs, lengths), abs=1e-6)  # PointReach's are in [-1, 1]
-    mixture.act(obs, lengths)
-    assert page["chosen"].tolist() == mixture.policies.tolist()
-    evaluated = pd.read_csv("runs/first/evaluations.csv").iloc[-len(obs) :]
-    again = envs.evaluate(page["vec"], own, 1, [args.seed, int(evaluated["global_step"].iloc[0]), 2])
-    assert again["episodic_return"].tolist() == pytest.approx(evaluated["episodic_return"].tolist(), rel=1e-12)
+    exec(next(text for text in python_blocks(README) if "checkpoint" in text), page)
+    agent, args, vec = page["agent"], page["args"], page["vec"]
+    table = pd.read_csv("runs/first/evaluations.csv").iloc[-vec.num_envs :]
+    seed = [args.seed, int(table["global_step"].iloc[0]), 2]
+    again = envs.evaluate(vec, page["actor"], 1, seed)
+    returns = table["episodic_return"].tolist()
+    assert again["episodic_return"].tolist() == pytest.approx(returns, rel=1e-12)
+    own = qmp_sac.Mixture(agent, args, use_switch=False, mean_actions=True)
+    obs, _ = vec.reset(seed=1)
+    actions = page["actor"].act(obs, vec.episode_lengths)
+    assert actions == pytest.approx(own.act(obs, vec.episode_lengths), abs=1e-6)
 
 
-def test_copied_switch_rates_like_a_loop():
-    """What docs/qmp_sac.md says to copy works without the rest of the project, and is Eq. 2's estimate."""
-    text = next(text for language, text in blocks(ROOT / "docs" / "qmp_sac.md") if language == "python")
-    copied = [inspect.getsource(function) for function in (qmp_sac.squash, qmp_sac.q_switch)]
-    head = "import math, torch\nfrom torch import Tensor, nn\n" + "".join(copied)
+def test_copied_switch_scores_like_a_loop():
+    """What docs/qmp_sac.md says to copy works without the rest of the project."""
+    text = python_blocks(ROOT / "docs" / "qmp_sac.md")[0]
+    functions = (qmp_sac.squash, qmp_sac.q_switch, qmp_sac.best_policies)
+    head = "import math, torch\nfrom torch import Tensor, nn\n"
+    head += "".join(inspect.getsource(function) for function in functions)
     text, found = re.subn(r"^from qmp_sac import .*\n", "", text, flags=re.M)
     assert found == 1
     page = {}
@@ -117,10 +121,21 @@ def test_copied_switch_rates_like_a_loop():
     for i in range(N):
         for j in range(N):
             action = page["policies"][j](obs[i])[:A].tanh()
-            values = [critic(torch.cat([obs[i], action])).item() for critic in page["critics"][i]]
-            assert page["scores"][i, j].item() == pytest.approx(min(values), abs=1e-6)
+            values = [critic(torch.cat([obs[i], action])) for critic in page["critics"][i]]
+            assert page["scores"][i, j].item() == pytest.approx(min(values).item(), abs=1e-6)
     assert page["chosen"].tolist() == page["scores"].argmax(1).tolist()
     assert page["actions"].shape == (N, A)
+
+
+def test_a_switch_rule_of_ones_own(tmp_path, monkeypatch):
+    page = {"__name__": "page"}
+    exec(
+        next(text for text in python_blocks(ROOT / "docs" / "qmp_sac.md") if "my_switch" in text),
+        page,
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(qmp_sac, "Mixture", page["SoftmaxMixture"])
+    run_short(qmp_sac, [])
 
 
 def test_commands_with_the_papers_settings_are_those_of_the_benchmark():
@@ -128,24 +143,25 @@ def test_commands_with_the_papers_settings_are_those_of_the_benchmark():
     compared = []
     for page in PAGES:
         for module, flags in commands(page.read_text()):
-            args = tyro.cli(module.Args, args=flags) if "--help" not in flags else module.Args()
+            args = module.Args() if "--help" in flags else tyro.cli(module.Args, args=flags)
             if args.env_id in benchmark.SETTINGS and "PointReach" not in args.env_id:
-                words = benchmark.command(args.env_id, module.__name__, "qmp", seed=1, budget="paper")
+                words = benchmark.command(args.env_id, module.__name__, "qmp", 1, budget="paper")
                 expected = vars(tyro.cli(module.Args, args=words[2:]))
-                assert {name: x for name, x in vars(args).items() if x != expected[name]}.keys() <= EVALUATION
+                different = {name for name, x in vars(args).items() if x != expected[name]}
+                assert different <= EVALUATION
                 compared.append((module.__name__, args.env_id))
-    assert {(f"qmp_{name}", f"MetaWorldMT{N}-v3") for name in ("sac", "mtsac") for N in (10, 50)} <= set(compared)
+    assert ("qmp_sac", "MetaWorldMT10-v3") in compared
 
 
 def test_flags_exist():
     """A flag between backticks is one of a script, but for those of other programs."""
-    known = {"--help", "--logdir"}
+    known = {"--help", "--logdir", "--video", "--plan", "--index-url"}
     for name in SCRIPTS:
         for field in vars(importlib.import_module(name).Args()):
             known |= {f"--{field.replace('_', '-')}", f"--no-{field.replace('_', '-')}"}
     for page in PAGES:
-        prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
-        spans = [span for span in re.findall(r"`([^`]+)`", prose) if span.startswith(("--", "python qmp_"))]
+        spans = re.findall(r"`([^`]+)`", CODE.sub("", page.read_text()))
+        spans = [span for span in spans if span.startswith(("--", "python qmp_"))]
         assert {flag for span in spans for flag in re.findall(r"--[a-z-]+", span)} <= known
 
 
@@ -158,8 +174,10 @@ def test_links(page):
         path, _, anchor = target.partition("#")
         linked = (page.parent / path).resolve() if path else page
         assert linked.exists(), target
-        headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.M) if anchor else []
-        assert not anchor or anchor in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings], target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.M)
+            anchors = [re.sub(r"[^\w -]", "", x).lower().replace(" ", "-") for x in headings]
+            assert anchor in anchors, target
     assert not re.search(r"(?<![\w.:/])/(home|root|work|usr|opt|Users)/", text)
 
 
@@ -168,35 +186,44 @@ def test_readme_is_for_ten_minutes():
 
 
 def test_pytorch_of_the_readme_is_the_pinned_one():
-    pins = [re.search(r"torch==[\d.]+", path.read_text())[0] for path in (README, ROOT / "requirements.txt")]
+    texts = [path.read_text() for path in (README, ROOT / "requirements.txt")]
+    pins = [re.search(r"torch==[\d.]+", text)[0] for text in texts]
     assert pins[0] == pins[1]
 
 
 def test_environments_of_the_readme():
     """Their table has every environment, its number of tasks and its time limit."""
-    rows = re.findall(r"^\| (`\w+-v\d`.*?) \| ([\d, ;]+) \| (\d+) \|", README.read_text(), re.M)
+    table = re.findall(r"^\| (`\w+-v\d`.*?) \| ([\d, ;]+) \| (\d+) \|", README.read_text(), re.M)
     seen = {}
-    for names, counts, limit in rows:
-        for name, count in zip(re.findall(r"`([^`]+)`", names), re.findall(r"\d+", counts), strict=True):
+    for names, counts, limit in table:
+        for name, count in zip(
+            re.findall(r"`([^`]+)`", names), re.findall(r"\d+", counts), strict=True
+        ):
             seen[name] = int(count), int(limit)
-    assert seen == {name: (len(tasks), gym.spec(f"qmp/{name}").max_episode_steps) for name, tasks in envs.TASKS.items()}
+    expected = {}
+    for name in envs.ENVIRONMENTS:
+        tasks = list(envs.make_tasks(name).values())
+        expected[name] = len(tasks), tasks[0]()._max_episode_steps
+    assert seen == expected
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_metrics_of_the_pages(tmp_path, monkeypatch, name):
     """The tables name what TensorBoard gets, and all of it."""
     monkeypatch.chdir(tmp_path)
-    flags = "--run-dir runs/x --total-timesteps 600 --learning-starts 50 --checkpoint-frequency 600 --eval-mixture"
+    flags = "--run-dir runs/x --total-timesteps 500 --learning-starts 50 --eval-mixture"
+    flags += " --checkpoint-frequency 500 --eval-frequency 500"
     importlib.import_module(name).main([*flags.split(), *SMALL])
-    events = EventAccumulator("runs/x").Reload().Tags()["scalars"]
-    tasks = envs.TASKS["PointReach-v0"]
-    logged = {tag.removesuffix(f"/{task}") for tag in events for task in tasks if tag.endswith(f"/{task}")}
-    logged |= {tag for tag in events if tag.count("/") == 1}
+    tags = set(scalars(Path("runs/x")))
+    tasks = tuple(envs.make_tasks("PointReach-v0"))
+    logged = {tag for tag in tags if tag.count("/") == 1}
+    logged |= {tag.rpartition("/")[0] for tag in tags if tag.endswith(tasks)}
     text = "".join((ROOT / "docs" / f"{page}.md").read_text() for page in {"qmp_sac", name})
     cells = re.findall(r"^\| (`(?:charts|eval|eval_mixture|switch|losses)/.*?) \|", text, re.M)
-    documented = {metric for cell in cells for metric in re.findall(r"`([^`]+)`", cell)} - {"eval/METRIC"}
-    assert logged == {tag for tag in documented if tag != "eval_mixture/..."} | {
-        tag.replace("eval/", "eval_mixture/") for tag in documented if tag.startswith("eval/")
-    }
+    documented = {metric for cell in cells for metric in re.findall(r"`([^`]+)`", cell)}
+    documented -= {"eval/METRIC", "eval_mixture/..."}
+    mixtures = {tag.replace("eval/", "eval_mixture/") for tag in documented if "eval/" in tag}
+    assert logged == documented | mixtures
     columns = pd.read_csv("runs/x/evaluations.csv").columns
-    assert [column for column in columns if f"`{column}`" not in text] == [f"acted/{task}" for task in tasks]
+    undocumented = [column for column in columns if f"`{column}`" not in text]
+    assert undocumented == [f"acted/{task}" for task in tasks]

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SHORT, N, at, checkpoint, command, die, rows, same_runs, train
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from helpers import SHORT, N, at, checkpoint, command, die, rows, same_runs, scalars, train
 
 import envs
 import qmp_sac
@@ -171,9 +170,7 @@ def test_tensorboard_goes_on(tmp_path):
     prepare = lambda: at(4, torch, "save", before=die_in)  # noqa: E731
     assert command("qmp_sac", *SHORT, "--run-dir", run_dir, prepare=prepare)[0] == KILLED
     assert resume(run_dir)[0] == 0
-    events = EventAccumulator(str(run_dir)).Reload()
-    tags = events.Tags()["scalars"]
-    steps = {tag: [event.step for event in events.Scalars(tag)] for tag in tags}
+    steps = {tag: [event.step for event in events] for tag, events in scalars(run_dir).items()}
     assert steps["eval/success_rate"] == [300, 600]
     assert steps["losses/qf1_loss"] == [100 * N]  # in every hundredth iteration
     # Nothing comes twice, though it was written after the last checkpoint.

@@ -17,7 +17,7 @@ import pytest
 import torch
 import tyro
 from gymnasium.spaces import Box
-from helpers import ROOT, SCRIPTS, SHORT, TASKS, N, checkpoint, rows, same_weights, train
+from helpers import ROOT, SCRIPTS, SHORT, TASKS, N, checkpoint, rows, same_weights, scalars, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import qmp_sac
@@ -35,12 +35,6 @@ SHORTER = "--total-timesteps 300"
 def shares(table):
     """Who acted: [evaluations, tasks, policies]."""
     return table.filter(like="acted/").to_numpy().reshape(-1, N, N)
-
-
-def scalars(run_dir):
-    """{tag: events} of TensorBoard."""
-    events = EventAccumulator(str(run_dir)).Reload()
-    return {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
 
 
 @pytest.fixture(scope="module")
