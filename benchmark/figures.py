@@ -8,6 +8,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,7 @@ MAZE = "Maze-v0"
 WALKER = "Walker2dMT4-v0"
 KITCHEN = "KitchenMT10-v0"
 ENVIRONMENTS = (REACHER, POINT, "PointReach2-v0", "PointReach9-v0", MAZE, KITCHEN, WALKER)
+MAZE_STEPS = 600  # of an episode that does not succeed
 STAGES = "stages_completed"
 SPARSE = "reach-1-2-0-sparse"
 STAY = "stay"  # starts at its goal, so that its first stage is free
@@ -168,13 +170,17 @@ def draw_paper(axes, env_id: str, script: str, end: float) -> None:
 
 
 def draw_panel(axes, env_id: str, script: str, names, title: str, end=None, paper=False) -> None:
-    """Success of some methods of one script, mean over tasks."""
-    groups = get_groups(env_id, script, names, end)
-    for group in groups.values():
-        draw_curve(axes, group, success_of(env_id))
+    """Success of some methods of one script, mean over tasks, each as far as all its seeds are."""
+    groups = []
+    for name in names:
+        group = get_group(env_id, script, name)
+        if group:
+            group = group.until(end or group.end())
+            groups.append(group)
+            draw_curve(axes, group, success_of(env_id))
     if paper:
-        draw_paper(axes, env_id, script, next(iter(groups.values())).end())
-    finish_curves(axes, f"{title} ({describe_seeds(groups.values())})")
+        draw_paper(axes, env_id, script, max(group.end() for group in groups))
+    finish_curves(axes, f"{title} ({describe_seeds(groups)})")
 
 
 def add_legend(figure, grid, ncols: int = 3) -> None:
@@ -336,22 +342,45 @@ def draw_scaling():
     return figure
 
 
+def to_paper_axis(group: Group) -> Group:
+    """The maze's steps as the authors count them.
+
+    They deal whole episodes round robin, so that a task that is solved costs fewer steps. A task
+    that is not has had as many steps there as here.
+    """
+    lengths = group.curve("episodic_length").mean(axis=1)
+    steps = np.diff(lengths.index, prepend=0)
+    scale = (lengths / MAZE_STEPS * steps).cumsum()
+    seeds = {}
+    for seed, rows in group.seeds.items():
+        seeds[seed] = rows.assign(global_step=rows["global_step"].map(scale))
+    return replace(group, seeds=seeds)
+
+
 def draw_navigation():
     """Navigation: does QMP help shared networks in the maze?"""
-    return draw_domain(MAZE, "qmp_mtsac", ("base", "qmp", "qmp-uniform"), "Maze")
+    names = ("base", "qmp", "qmp-uniform")
+    groups = get_groups(MAZE, "qmp_mtsac", names)
+    if not groups:
+        return None
+    figure, ((left, right),) = new_figure(2, sharey=True)
+    draw_panel(left, MAZE, "qmp_mtsac", names, "Maze, our steps", paper=True)
+    for name in groups:
+        draw_curve(right, to_paper_axis(get_group(MAZE, "qmp_mtsac", name)), "success_rate")
+    draw_paper(right, MAZE, "qmp_mtsac", right.get_xlim()[1])
+    finish_curves(right, "Maze, the paper's steps")
+    left.set_ylabel("success, mean over tasks")
+    add_legend(figure, np.array([left]), 5)
+    return figure
 
 
 def draw_manipulation():
     """Manipulation: does QMP help shared networks in the kitchen?"""
-    return draw_domain(KITCHEN, "qmp_mtsac", ("base", "qmp"), "Kitchen")
-
-
-def draw_domain(env_id: str, script: str, names, title: str):
-    """Success of one script in one environment, beside the paper's."""
-    if not get_groups(env_id, script, names):
+    names = ("base", "qmp")
+    if not get_groups(KITCHEN, "qmp_mtsac", names):
         return None
     figure, grid = new_figure(1)
-    draw_panel(grid[0, 0], env_id, script, names, title, paper=True)
+    draw_panel(grid[0, 0], KITCHEN, "qmp_mtsac", names, "Kitchen", paper=True)
     grid[0, 0].set_ylabel("success, mean over tasks")
     figure.legend(loc="outside right center")
     return figure
