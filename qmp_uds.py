@@ -797,7 +797,7 @@ def train(args: Args, checkpoint: dict | None, stack: contextlib.ExitStack) -> A
     if longest > checkpoint_steps:
         print(
             f"Warning: episodes have up to {longest:,} steps, but checkpoints start new ones after "
-            f"{checkpoint_steps:,}; choose --checkpoint-frequency {longest * N:,} or more"
+            f"{checkpoint_steps:,}; choose --checkpoint-frequency {longest * N:_} or more"
         )
 
     # TRAIN
