@@ -668,6 +668,7 @@ def main(argv: list[str] | None = None) -> Agent:
 
 
 def train(args: Args, checkpoint: dict | None, stack: contextlib.ExitStack) -> Agent:
+    """The run itself; what it opens is left to the stack."""
     first_step = checkpoint["global_step"] if checkpoint else 0
 
     method = SCRIPT if args.qmp else f"{SCRIPT}-no-qmp"
@@ -703,6 +704,10 @@ def train(args: Args, checkpoint: dict | None, stack: contextlib.ExitStack) -> A
     N = envs.num_envs
     O = envs.single_observation_space.shape[0]
     A = envs.single_action_space.shape[0]
+    if first_step >= args.total_timesteps + N:
+        raise gym.error.Error(
+            f"--total-timesteps {args.total_timesteps:,} is below the {first_step:,} of this run"
+        )
 
     # agent setup
     agent = Agent(N, O, A, args).to(device)
@@ -762,7 +767,7 @@ def train(args: Args, checkpoint: dict | None, stack: contextlib.ExitStack) -> A
         os.replace(run_dir / "checkpoint.tmp", run_dir / "checkpoint.pt")
 
     def save_evaluations() -> None:
-        (run_dir / "evaluations.tmp").write_text(evaluations)
+        (run_dir / "evaluations.tmp").write_bytes(evaluations.encode())
         os.replace(run_dir / "evaluations.tmp", csv_path)
 
     if checkpoint:
@@ -870,9 +875,7 @@ def train(args: Args, checkpoint: dict | None, stack: contextlib.ExitStack) -> A
             if not all(parameter.isfinite().all() for parameter in agent.parameters()):
                 raise FloatingPointError(f"a weight is not finite at step {global_step}")
             if not has_ended.all() and not is_last:
-                names = ", ".join(
-                    task for task, x in zip(envs.tasks, has_ended, strict=True) if not x
-                )
+                names = ", ".join(np.array(envs.tasks)[~has_ended])
                 tqdm.write(
                     f"Warning: checkpoints start new episodes, and none of {names} has ended in "
                     f"{checkpoint_steps:,} steps; choose a larger --checkpoint-frequency"
