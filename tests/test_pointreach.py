@@ -1,4 +1,4 @@
-"""envs/pointreach.py: rewards and success by number, a layout that asks for a Q-switch, pictures."""
+"""envs/pointreach.py: rewards and success by number, a layout that asks for a Q-switch."""
 
 import numpy as np
 import pandas as pd
@@ -46,15 +46,10 @@ def successes(env, policy, episodes):
 
 
 def test_task_names():
-    corners = ("corner-north-east", "corner-north-west", "corner-south-west", "corner-south-east")
-    edges = ("edge-north", "edge-west", "edge-south", "edge-east")
-    sparse = "corner-north-east-sparse"
-    assert list(SETS.values()) == [
-        (*corners, sparse),
-        (corners[0], sparse),
-        (*corners, *edges, sparse),
-    ]
     assert all(tuple(envs.make_tasks(env_id)) == tasks for env_id, tasks in SETS.items())
+    assert list(map(len, SETS.values())) == [5, 2, 9]
+    assert {tasks[0] for tasks in SETS.values()} == {HELPER}
+    assert {tasks[-1] for tasks in SETS.values()} == {SPARSE}
     for name, (x, y) in GOALS.items():
         places = {"north": y > 0, "south": y < 0, "east": x > 0, "west": x < 0}
         assert all((word in name) == is_there for word, is_there in places.items())
@@ -94,7 +89,7 @@ def test_every_task_can_be_solved_and_the_sparse_one_by_its_helper_alone(name):
 
 
 def test_chance_hardly_finds_the_sparse_goal():
-    """In 1,000 episodes: a random walk never; policies drawn at random in 15, even if trained."""
+    """A random walk never does; policies drawn at random in 2%, even if they are trained."""
     env, rng = PointReach(TASKS.index(SPARSE)), np.random.default_rng(0)
 
     def random_walk(position):
@@ -104,8 +99,8 @@ def test_chance_hardly_finds_the_sparse_goal():
         name = TASKS[rng.integers(5)]
         return random_walk(position) if name == SPARSE else towards(name, position)
 
-    assert successes(env, random_walk, 1000) == 0
-    assert successes(env, any_of_five, 1000) == 15
+    assert successes(env, random_walk, 200) == 0
+    assert successes(env, any_of_five, 400) < 0.03 * 400
 
 
 @pytest.mark.parametrize("env_id", SETS)
