@@ -357,6 +357,9 @@ def test_the_docs_show_the_committed_results():
     assert figures.make_details() in page
     seeds = figures.make_seeds().to_csv(index=False, float_format="%.4g")
     assert (figures.RESULTS / "seeds.csv").read_text() == seeds
+    rows = pd.read_csv(figures.RESULTS / "kl-coef.csv", dtype={"kl_coef": str})
+    for coefficient, success in rows.groupby("kl_coef")["first_stage"].mean().items():
+        assert f"{success:.2f} with {coefficient}" in page
 
 
 def test_every_figure_of_the_docs_can_be_drawn_with_at_most_five_lines():
@@ -367,10 +370,3 @@ def test_every_figure_of_the_docs_can_be_drawn_with_at_most_five_lines():
             labelled = [line for line in axes.lines if not line.get_label().startswith("_")]
             assert len(labelled) <= 5, name
     drawing.plt.close("all")
-
-
-def test_the_docs_show_the_search_of_the_coefficient():
-    rows = pd.read_csv(figures.RESULTS / "kl-coef.csv", dtype={"kl_coef": str})
-    page = (ROOT / "docs" / "results.md").read_text()
-    for coefficient, success in rows.groupby("kl_coef")["first_stage"].mean().items():
-        assert f"{success:.2f} with {coefficient}" in page
