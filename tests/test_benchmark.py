@@ -28,10 +28,8 @@ def make_tasks(render_mode=None):
     return {name: lambda: gym.make("Pendulum-v1", render_mode=render_mode) for name in ("a", "b")}
 """
 
-# The authors' program trains in iterations of some environment steps and some gradient steps, on
-# batches of `buffer_batch_size`, once there are `min_buffer_size` steps, from a replay of 1e6.
-# Separate networks: the gradient steps are split over the agents, whose batches and replays are
-# their own, and each waits for `min_buffer_size`. A shared network: every gradient step updates it,
+# The authors split an iteration's gradient steps over separate agents, whose batches and replays of
+# 1e6 are their own, and each waits for `min_buffer_size`. A shared network has every gradient step,
 # on a batch of all tasks, from one replay.
 # In order: steps of the paper, gradient steps per environment step, buffer_batch_size,
 # min_buffer_size, learning rate and width, those of shared networks; our episodes of evaluation.
@@ -97,12 +95,11 @@ def test_methods_change_the_arguments_that_they_name(name):
 
 def test_prints_commands_of_the_scripts_that_have_the_method(tmp_path, capsys):
     args = run.Args(["a:b"], ["qmp_sac", "qmp_mtsac"], ["fully-shared", "qmp"], [1], print=True)
-    assert run.main(args, ["--wandb-project-name", "my project"]) == 0
+    assert run.main(args, ["--run-dir", "my run"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "python qmp_sac.py --env-id a:b --seed 1 --wandb-project-name 'my project'",
-        "python qmp_mtsac.py --env-id a:b --seed 1 --no-qmp --fully-shared "
-        "--wandb-project-name 'my project'",
-        "python qmp_mtsac.py --env-id a:b --seed 1 --wandb-project-name 'my project'",
+        "python qmp_sac.py --env-id a:b --seed 1 --run-dir 'my run'",
+        "python qmp_mtsac.py --env-id a:b --seed 1 --no-qmp --fully-shared --run-dir 'my run'",
+        "python qmp_mtsac.py --env-id a:b --seed 1 --run-dir 'my run'",
     ]
     args = run.Args(scripts=["qmp_sac"], methods=["fully-shared"])
     assert run.main(args, []) == 2

@@ -75,8 +75,7 @@ def test_a_table_of_every_part():
     assert list(point.index) == ["act", "step", "store", "update", "iteration"]
     assert set(point["N"]) == {5} and set(point["B"]) == {32}
     assert (point[["qmp", "base", "plain"]] > 0).all(axis=None)
-    other = table[table["environment"] == ""]
-    assert list(other["part of an iteration"]) == ["act", "store", "update", "iteration"]
+    assert len(table) == 5 + 4  # tasks without environments do not step
 
 
 def test_an_iteration_is_the_sum_of_its_parts():
@@ -110,9 +109,8 @@ def test_the_plan_of_a_run(monkeypatch):
 def test_a_planned_run_trains(tmp_path):
     words = ["python", "qmp_sac.py", "--total-timesteps", "300", "--learning-starts", "100"]
     seconds, memory, size = speed.run_short([*words, "--hidden-sizes", "4"], tmp_path / "run")
-    assert (
-        seconds > 0.5 and memory > 1e8 and size == (tmp_path / "run/checkpoint.pt").stat().st_size
-    )
+    assert seconds > 0.5 and memory > 1e8
+    assert size == (tmp_path / "run" / "checkpoint.pt").stat().st_size
 
 
 def test_the_time_of_a_peer_s_step(monkeypatch, capsys):
@@ -127,8 +125,6 @@ def test_the_time_of_a_peer_s_step(monkeypatch, capsys):
 
     monkeypatch.setattr(peers, "seconds", seconds)
     peers.main(ours=("qmp_sac.py --no-qmp",), peers=("sbx=/python",), rounds=3)
-    _, *rows = capsys.readouterr().out.splitlines()
-    assert [row.split(maxsplit=2) for row in rows] == [
-        ["2.00", "1.00", "qmp_sac.py --no-qmp"],
-        ["4.00", "2.00", "sbx=/python"],
-    ]
+    _, ours, peer = capsys.readouterr().out.splitlines()
+    assert ours.split(maxsplit=2) == ["2.00", "1.00", "qmp_sac.py --no-qmp"]
+    assert peer.split(maxsplit=2) == ["4.00", "2.00", "sbx=/python"]
