@@ -29,9 +29,6 @@ def batch():
     return random_batch(qmp_dnc, N, B, O, A)
 
 
-# The penalty
-
-
 def sums_of_torch(mean, log_std):
     """Sum over j of KL(pi_j || pi_i) [N, S], pi_j fixed, by torch.distributions in float64."""
     policies = [Normal(m, s.exp()) for m, s in zip(mean.double(), log_std.double(), strict=True)]
@@ -100,9 +97,6 @@ def test_without_penalty_it_is_qmp_sac(tmp_path):
     assert sac["agent"].keys() == dnc["agent"].keys() - center and center
     assert all(same(sac["agent"][name], dnc["agent"][name]) for name in sac["agent"])
     assert rows(folders[0]).equals(rows(folders[1]))
-
-
-# Distillation
 
 
 def filled(policy, steps=300):

@@ -97,9 +97,6 @@ def test_pictures(env_id, opengl):
     assert plain.render() is None
 
 
-# All tasks side by side
-
-
 @every_family
 def test_all_tasks_side_by_side(env_id):
     """With starts of their own, which the seed decides; the same in processes of their own."""

@@ -42,9 +42,6 @@ def roll_out(env, steps, **reset):
     ]
 
 
-# Same numbers as Meta-World
-
-
 @pytest.mark.parametrize(
     "name, touches", [("pick-place-v3", True), ("dial-turn-v3", False), ("door-open-v3", False)]
 )
@@ -146,9 +143,6 @@ def test_task_sets_lie_within_each_other():
     assert TASK_SETS["MT50"] == ALL_TASKS
     assert [TASK_SETS["MT25"][i] for i in (0, 24)] == ["reach-v3", "dial-turn-v3"]
     assert all(tuple(envs.make_tasks(f"MetaWorld{x}-v3")) == TASK_SETS[x] for x in TASK_SETS)
-
-
-# Goals
 
 
 @pytest.mark.parametrize("name", ["dial-turn-v3"])

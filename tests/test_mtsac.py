@@ -122,9 +122,6 @@ def test_double_tanh_is_of_collecting_without_the_switch(use_switch, mean_action
     assert_close(torch.as_tensor(actions), (mean.tanh() if twice else mean).tanh())
 
 
-# PCGrad
-
-
 def test_an_update_with_pcgrad():
     """It projects the gradients of both critics' trunks, then those of the policies'."""
     trunks = {}

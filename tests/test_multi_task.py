@@ -9,7 +9,6 @@ import sys
 import gymnasium as gym
 import imageio_ffmpeg
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete
@@ -95,9 +94,6 @@ def refuse(words, *thunks, **options):
     assert "\n" not in str(caught.value)
 
 
-# Seeds
-
-
 @pytest.mark.parametrize("seed", [2**40, [5, 300, 2]])
 def test_each_task_is_seeded_with_its_own_child(seed):
     vec = envs.make_vec("PointReach-v0")
@@ -126,15 +122,12 @@ def test_global_generators_are_seeded_in_every_process(kind, noise):
     vec.close()
 
 
-# Ends of episodes, statistics
-
-
 @both_kinds
 def test_what_follows_the_last_step(kind):
     """Two tasks of different lengths: true last observations, and first ones of next episodes."""
     vec = make(lambda: Counter(2), lambda: Counter(3), kind=kind)
     vec.reset()
-    lengths, seen, last = [vec.episode_lengths.tolist()], [], []
+    assert vec.episode_lengths.tolist() == [0, 0]
     for step in range(1, 7):
         obs, rewards, terminations, truncations, infos = vec.step(np.zeros((2, 1)))
         assert obs.dtype == infos["real_next_obs"].dtype == np.float32
@@ -142,12 +135,8 @@ def test_what_follows_the_last_step(kind):
         assert truncations.tolist() == [step % 2 == 0, step % 3 == 0]
         assert ("episode" in infos) == truncations.any()
         assert infos["success"].tolist() == truncations.tolist()
-        seen.append(obs[:, 0].tolist())
-        last.append(infos["real_next_obs"][:, 0].tolist())
-        lengths.append(vec.episode_lengths.tolist())
-    assert seen == [[1, 1], [0, 2], [1, 0], [0, 1], [1, 2], [0, 0]]
-    assert last == [[1, 1], [2, 2], [1, 3], [2, 1], [1, 2], [2, 3]]
-    assert lengths == [[0, 0], *seen]
+        assert obs[:, 0].tolist() == [step % 2, step % 3] == vec.episode_lengths.tolist()
+        assert infos["real_next_obs"].ravel().tolist() == [(step - 1) % 2 + 1, (step - 1) % 3 + 1]
     vec.close()
 
 
@@ -169,16 +158,6 @@ def test_statistics_of_an_episode():
         assert infos["success"].tolist() == [0]  # of the last step alone
 
 
-def test_a_reset_ends_the_statistics_of_an_episode():
-    vec = make(lambda: Counter(3, info=lambda info: {"success": not info["success"]}))
-    vec.reset()
-    vec.step(np.zeros((1, 1)))
-    vec.reset()
-    episode = steps_until(vec, [0])["episode"]
-    assert episode["episodic_length"] == episode["episodic_return"] == 3
-    assert episode["success_rate"] == 1 and np.isnan(episode["height"])
-
-
 @both_kinds
 def test_infos_that_differ_from_task_to_task(kind):
     """Success told in last steps alone, by nobody, and numbers of other types than the first's."""
@@ -195,9 +174,6 @@ def test_infos_that_differ_from_task_to_task(kind):
     np.testing.assert_array_equal(episode["height"], [3, np.nan, 1, 0.25])
     assert episode["episodic_return"].tolist() == [3] * 4
     vec.close()
-
-
-# What is converted
 
 
 @both_kinds
@@ -253,9 +229,6 @@ def test_actions_are_scaled_to_the_bounds_and_never_leave_them(dtype):
         assert np.all(low <= env.actions[-1]) and np.all(env.actions[-1] <= high)
 
 
-# What is refused, in one line
-
-
 @pytest.mark.parametrize(
     "space",
     [
@@ -294,7 +267,7 @@ def test_no_tasks(result):
 
 @both_kinds
 def test_an_environment_that_cannot_draw_is_refused_at_once(kind):
-    refuse("has render_mode None, not rgb_array", Counter, kind=kind, render_mode="rgb_array")
+    refuse("task a does not have render_mode rgb_array", Counter, kind=kind, render_mode="rgb_array")
 
 
 @both_kinds
@@ -333,19 +306,6 @@ def test_numbers_that_single_precision_cannot_hold(part, number, kind):
     vec.close()
 
 
-def test_an_error_of_a_users_module_keeps_its_traceback(tmp_path, monkeypatch):
-    """The modules lie in the current folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    for name, text, kind, words in (
-        ("wrong", "def make(render_mode): return [][1]", IndexError, "list index"),
-        ("unlucky", "open('robot.xml')", FileNotFoundError, "robot.xml"),
-    ):
-        (tmp_path / f"{name}.py").write_text(text)
-        with pytest.raises(kind, match=words):
-            envs.make_vec(f"{name}:make")
-
-
 def test_a_users_mujoco_tasks_draw_without_a_screen(opengl):
     """In a process of its own, because MuJoCo chooses once what it draws with."""
     code = (
@@ -359,9 +319,6 @@ def test_a_users_mujoco_tasks_draw_without_a_screen(opengl):
     words = [sys.executable, "-c", code]
     done = subprocess.run(words, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.stdout == "True\n", done.stderr
-
-
-# Evaluation
 
 
 class Actor:
@@ -420,26 +377,6 @@ def test_an_episode_that_never_ends(monkeypatch):
     assert len(envs.evaluate(make(lambda: Counter(19)), Actor([0]), 4, 1)) == 1
 
 
-def test_table():
-    names = "task success_rate episodic_return height acted/left acted/right".split()
-    left, right = (
-        ["left", 1.0, -3.14159, 0.1, 0.25, 0.75],
-        ["right", 0.5, 100.0, 0.4, np.nan, np.nan],
-    )
-    rows = pd.DataFrame([left, right], columns=names)
-    assert [line.split() for line in envs.format_table(rows).splitlines()] == [
-        ["task", "success", "return", "own", "policy"],
-        ["left", "1.00", "-3.14", "0.25"],
-        ["right", "0.50", "100.00", "-"],
-        ["mean", "0.75", "48.43", "0.25"],
-    ]
-    rows["success_rate"] = np.nan
-    assert [line.split()[1] for line in envs.format_table(rows).splitlines()[1:]] == ["-"] * 3
-
-
-# Videos
-
-
 def read_video(path):
     """Its frames [T, H, W, 3], and frames per second."""
     reader = imageio_ffmpeg.read_frames(str(path))
@@ -462,13 +399,10 @@ def test_a_video_shows_the_first_episode_of_every_task_and_who_acts(kind, tmp_pa
     assert np.allclose(brightness[0], [0, 10, *[20] * 23], atol=4)  # its last picture stands still
     assert np.allclose(brightness[1], 10 * np.arange(25), atol=4)
     # Above, the names of the task and of the policy that acts, whose colour the border has.
-    title, policy = right[:, 4:20, 4:-4], right[:, 21:37, 4:-4]
-    assert np.abs(title[4] - title[5]).max() < 60
+    title, policy, border = right[:, 4:20, 4:-4], right[:, 21:37, 4:-4], right[:, 10:-10, 1]
+    changes = [np.abs(part[4] - part[5]).max() for part in (title, policy, border)]
+    assert changes[0] < 60 < changes[1] and changes[2] > 100
     assert np.abs(title[4] - left[4, 4:20, 4:-4]).max() > 60
-    assert np.abs(policy[4] - policy[5]).max() > 60
-    border = np.median(right[:, 10:-10, 1], axis=1)
-    assert np.abs(border[:5] - border[0]).max() < 30 and np.abs(border[5:] - border[5]).max() < 30
-    assert np.abs(border[4] - border[5]).max() > 100
     # An environment that draws who acts is told, also through wrappers.
     acted = vec.unwrapped.get_attr("unwrapped")[1].acted if kind == "sync" else [0] * 5 + [1]
     assert acted[:6] == [0] * 5 + [1]

@@ -24,9 +24,6 @@ SIZES = {
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
-# Forward and backward
-
-
 @given(**SIZES)
 def test_actor_equals_plain_networks(N, B, O, A, hidden_sizes, seed):
     """In states of their own, and all policies in the same states."""
@@ -100,9 +97,6 @@ def test_log_std_is_clamped():
     assert torch.equal(log_std[1], torch.tensor([-20.0, -19.9, 1.9, 2]).expand(5, 4))
 
 
-# Initialisation
-
-
 def check_initialisation(weight: torch.Tensor, bias: torch.Tensor):
     """Each slice of weight [S, in, out] and bias [S, 1, out] is uniform in +-1/sqrt(fan_in)."""
     bound = weight.shape[1] ** -0.5
@@ -151,9 +145,6 @@ def test_agent_starts_with_its_critics_as_targets_and_the_alpha_asked_for():
         for p, target in zip(agent.qf.parameters(), agent.qf_target.parameters(), strict=True):
             assert torch.equal(p, target) and p.data_ptr() != target.data_ptr()
             assert not target.requires_grad
-
-
-# Squashed Gaussian
 
 
 @given(

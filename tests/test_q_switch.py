@@ -10,7 +10,6 @@ import torch
 from helpers import F64, layers, unstack
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.testing import assert_close
 
@@ -43,9 +42,6 @@ def random_networks(N, O, A, hidden_sizes, scale=1.0):
     for parameter in [*actor.parameters(), *qf.parameters()]:
         parameter *= scale
     return actor, qf
-
-
-# The double loop
 
 
 def loop_q_switch(policies, critics, obs, alpha=None, noise=None):
@@ -109,61 +105,6 @@ def test_q_switch_equals_double_loop(N, O, A, K, hidden_sizes, entropy, seed):
             assert chosen[i] == (i if own else row.index(largest))
 
 
-def test_double_loop_sees_every_choice():
-    """At random networks the switch chooses others and own: the comparison is not of constants."""
-    torch.manual_seed(0)
-    N, obs, chosen = 4, torch.zeros(4, 2, dtype=F64), []
-    for _ in range(50):
-        actor, qf = random_networks(N, 2, 1, (8,))
-        chosen.append(q_switch(*actor(obs.unsqueeze(0)), qf, obs)[0])
-    counts = torch.stack([torch.bincount(row, minlength=N) for row in torch.stack(chosen).T])
-    assert (counts >= 3).all()
-
-
-class PlainPolicy(nn.Module):
-    """A policy of one task, as a program without stacks has it: obs [B, O] -> mean, log std."""
-
-    def __init__(self, O, A):
-        super().__init__()
-        self.mean = nn.Sequential(nn.Linear(O, 8), nn.Tanh(), nn.Linear(8, A))
-        self.log_std = nn.Linear(O, A)
-
-    def forward(self, obs):
-        return self.mean(obs), self.log_std(obs)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("K", [0, 2])
-def test_q_switch_of_lists_of_modules(K):
-    """q_switch serves other programs too, whose policies and critics are lists of modules."""
-    torch.manual_seed(0)
-    N, O, A = 4, 3, 2
-    policies = [PlainPolicy(O, A).double() for _ in range(N)]
-    critics = []
-    for _ in range(N):
-        pair = [nn.Sequential(nn.Linear(O + A, 8), nn.ReLU(), nn.Linear(8, 1)) for _ in "12"]
-        critics.append([critic.double() for critic in pair])
-    obs = torch.randn(N, O, dtype=F64)
-    alpha = torch.rand(N, dtype=F64) if K else None
-    noise = torch.randn(K, N, N, A, dtype=F64) if K else None
-
-    outputs = zip(*(policy(obs) for policy in policies), strict=True)
-    mean, log_std = (torch.stack(output) for output in outputs)
-
-    def qf(obs, actions):
-        pairs = zip(critics, torch.cat([obs, actions], dim=-1), strict=True)
-        values = [torch.stack([q1(x), q2(x)]).squeeze(-1) for (q1, q2), x in pairs]
-        return torch.stack(values, dim=1)
-
-    chosen, scores = q_switch(mean, log_std, qf, obs, alpha, noise)
-    expected = torch.tensor(loop_q_switch(policies, critics, obs, alpha, noise), dtype=F64)
-    assert_close(scores, expected, rtol=1e-9, atol=1e-9)
-    assert torch.equal(chosen, expected.argmax(1)) and len(chosen.unique()) > 1
-
-
-# Ties
-
-
 @pytest.mark.parametrize("K", [0, 1, 3])
 @pytest.mark.parametrize("N", [1, 2, 5])
 def test_tie_of_all_goes_to_own_policy(N, K):
@@ -210,9 +151,6 @@ def test_identical_policies_score_alike_and_act_for_their_own_task(dtype, tolera
             chosen, scores = q_switch(*actor(obs.unsqueeze(0)), qf, obs, alpha, noise)
             assert_close(scores, scores[:, :1].expand_as(scores), rtol=tolerance, atol=tolerance)
             assert chosen.tolist() == list(range(N))
-
-
-# What is scored
 
 
 def test_minimum_of_the_twins_scores():
@@ -278,9 +216,6 @@ def test_as_many_policies_as_tasks():
     mean = torch.zeros(3, 2, 1, dtype=F64)
     with pytest.raises(ValueError, match="as many policies as tasks, not 3 and 2"):
         q_switch(mean, mean, linear_critic([[1.0, 1.0]] * 2), torch.zeros(2, 2, dtype=F64))
-
-
-# Does the switch know, or guess
 
 
 @torch.no_grad()

@@ -41,9 +41,6 @@ def copied(tmp_path, finished):
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-# Exactly
-
-
 @pytest.mark.parametrize(
     "script, flags",
     [
@@ -191,9 +188,6 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, wandb_offline):
     assert all(b"PointReach-v0" in log.read_bytes() for log in logs)  # its arguments
 
 
-# What stops a run
-
-
 @pytest.mark.parametrize("script, weight", [("qmp_sac", "net"), ("qmp_mtsac", "trunk")])
 def test_a_broken_weight_keeps_the_last_checkpoint(tmp_path, monkeypatch, script, weight):
     save, saved = torch.save, []
@@ -220,9 +214,6 @@ def test_broken_policies_are_told_with_the_task(tmp_path):
     code, out = command("qmp_sac", *SHORT, "--run-dir", tmp_path / "run", prepare=prepare)
     assert code == 1 and "a non-finite action in task corner-north-east" in out.splitlines()[-1]
     assert checkpoint(tmp_path / "run")["global_step"] == 200
-
-
-# Folders
 
 
 def make_wandering(render_mode=None):

@@ -48,9 +48,6 @@ def runs(tmp_path_factory):
     return functools.cache(run)
 
 
-# Learning
-
-
 @pytest.mark.parametrize("script, flags", [*CASES, ("qmp_mtsac", "--fully-shared --no-qmp")])
 def test_a_run_learns(tmp_path, script, flags):
     module = importlib.import_module(script)
@@ -225,9 +222,6 @@ def test_step_counts_and_default_frequencies(text, steps):
     assert (args.eval_frequency, args.checkpoint_frequency) == (200_000, 100_000)
 
 
-# Logging
-
-
 def test_what_is_logged_of_the_switch(tmp_path):
     """Who acted since the last evaluation; the twins' agreement and gap on states of replay."""
     acted, act = [], qmp_sac.Mixture.act
@@ -300,6 +294,11 @@ def test_evaluations(runs):
     assert mixture["episodic_return"].tolist() != own_too["episodic_return"].tolist()
     assert {"eval_mixture/success_rate", "eval/success_rate"} <= scalars(both_dir).keys()
 
+    record = json.loads((own_dir / "args.json").read_text())
+    assert record["args"]["total_timesteps"] == 600 and record["tasks"] == list(TASKS)
+    assert record["versions"].keys() >= {"torch", "numpy", "gymnasium", "mujoco", "metaworld"}
+    assert record["script"] == "qmp_sac" and "git_commit" in record
+
 
 def test_nobody_acts_while_all_steps_are_random(tmp_path, capsys):
     train("qmp_sac", tmp_path / "run", "--learning-starts 300")
@@ -351,15 +350,6 @@ def test_ends_of_episodes(runs):
     last = rows(run_dir)[["success_rate", "episodic_length", "distance"]][-3:]
     # those of the very last step count
     assert last.to_numpy().tolist() == [[0, 2, 2], [1, 3, 3], [1, 4, 4]]
-
-
-def test_args_json(runs):
-    record = json.loads((runs("qmp_sac")[1] / "args.json").read_text())
-    assert record["args"]["total_timesteps"] == 600 and record["tasks"] == list(TASKS)
-    # without the kind of build, as +cu130
-    assert torch.__version__.startswith(record["versions"]["torch"])
-    assert record["versions"].keys() >= {"numpy", "gymnasium", "mujoco", "metaworld"}
-    assert record["script"] == "qmp_sac" and "git_commit" in record
 
 
 def test_console(tmp_path, capsys):

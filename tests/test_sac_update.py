@@ -90,9 +90,6 @@ class SingleAgent:
         return {name: value.item() for name, value in info.items()}
 
 
-# A stack is N agents
-
-
 @pytest.mark.parametrize(
     "N, B, O, A, hidden_sizes, autotune, updates",
     [
@@ -166,9 +163,6 @@ def test_task_learns_from_its_own_data_alone(i, perturbation):
         assert name == "log_alpha" or not torch.equal(p[others], q[others])
 
 
-# Targets and losses
-
-
 def set_constant(net, values):
     """Make a stack of networks answer `values` [S][out], whatever it is asked."""
     last = layers(net)[-1]
@@ -240,38 +234,6 @@ def test_only_termination_stops_the_bootstrap():
         assert [x.item() for x in found] == pytest.approx(expected, rel=1e-12)
 
 
-def test_target_is_of_the_next_observation():
-    """It depends on next_obs where the episode goes on, and not where it terminated."""
-    losses, args = [], Args(hidden_sizes=(8,))
-    for shift in (0.0, 1.0):
-        torch.manual_seed(0)
-        learner = make_learner(qmp_sac, 2, 3, 2, args)
-        data = random_batch(qmp_sac, 2, 6, 3, 2)
-        terminations = torch.tensor([[1.0], [0.0]], dtype=F64).expand(2, 6)
-        data = data._replace(next_obs=data.next_obs + shift, terminations=terminations)
-        losses.append(update(*learner, data, args)["qf1_loss"])
-    assert losses[0][0] == losses[1][0]
-    assert losses[0][1] != losses[1][1]
-
-
-@pytest.mark.parametrize("part", ["qf", "actor", "log_alpha", "qf_target"])
-def test_each_loss_moves_its_own_parameters(part):
-    """With all other steps of length 0, nothing but `part` moves."""
-    torch.manual_seed(0)
-    args = Args(hidden_sizes=(16,), tau=1.0 if part == "qf_target" else 0.0)
-    agent, optimizers = make_learner(qmp_sac, 3, 5, 2, args)
-    for name, learned in (("q", "qf"), ("actor", "actor"), ("alpha", "log_alpha")):
-        optimizers[name].param_groups[0]["lr"] = 0.1 * (part == learned)
-    if part == "qf_target":
-        with torch.no_grad():
-            layers(agent.qf)[-1].bias += 1
-    before = state_of(agent)
-    update(agent, optimizers, random_batch(qmp_sac, 3, 8, 5, 2), args)
-    after = state_of(agent)
-    moved = [name for name in before if not torch.equal(before[name], after[name])]
-    assert {name.split(".")[0] for name in moved} == {part}
-
-
 @pytest.mark.parametrize("tau", [0.0, 0.005, 0.3, 1.0])
 def test_target_moves_by_tau_towards_the_critics_that_have_learned(tau):
     torch.manual_seed(0)
@@ -305,9 +267,6 @@ def test_alpha_follows_the_entropy(autotune):
     # The first step of Adam is the learning rate times the gradient's sign.
     step = torch.tensor([0.01, -0.01, 0.0], dtype=F64) * autotune
     assert_close(agent.log_alpha.detach() - start, step, rtol=1e-6, atol=1e-8)
-
-
-# Replay buffer
 
 
 def fill(rb, N, steps):

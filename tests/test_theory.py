@@ -108,9 +108,6 @@ def soft_value_iteration(mdps):
     raise AssertionError("soft value iteration did not converge")
 
 
-# The script's choice, on a table
-
-
 class TableCritic:
     """Stands for `Critic`: task i's score of the policy that the action tells, in the state obs."""
 
@@ -154,9 +151,6 @@ def shared(scores, choice):
 def mixture(policies, choice):
     """pi_i^mix [N, S, A] from the policies [P, S, A] and who acts [N, S]."""
     return policies[choice, np.arange(policies.shape[1])]
-
-
-# Theorem 5.1: improvement
 
 
 @settings(max_examples=60)
@@ -212,9 +206,6 @@ def test_entropy_term_belongs_to_the_theorem():
         choice = choose(np.einsum("jsa,isa->ijs", policies, Q))
         losses.append((evaluate(mdps, mixture(policies, choice))[1] - V).min())
     assert min(losses) < -0.1
-
-
-# The fixed point
 
 
 def soft_policy_iteration(mdps, policies, switch):

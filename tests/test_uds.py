@@ -174,9 +174,6 @@ def test_update_filters_by_its_quantile():
     assert (shared[0] > shared[1]).all() and (shared[1] > shared[2]).all()
 
 
-# Minimum rewards
-
-
 def test_minimum_rewards_are_lower_bounds():
     """Of PointReach with nine tasks, in its corners."""
     vec = envs.make_vec("PointReach9-v0")
