@@ -12,6 +12,7 @@ from gymnasium.utils.env_checker import check_env
 from helpers import ROOT
 
 import envs
+from envs import kitchen
 
 SIZES = {  # tasks, observed numbers, numbers of an action, steps per episode, minimum rewards
     "PointReach-v0": (5, 2, 2, 50, [-50] * 4 + [-1]),
@@ -32,6 +33,8 @@ FAMILIES = [name for name in SIZES if "MT25" not in name and "MT50" not in name]
 TRIED = [(name, 1) for name in FAMILIES]
 MT50 = list(envs.make_tasks("MetaWorldMT50-v3"))
 TRIED += [("MetaWorldMT50-v3", MT50.index(f"{name}-v3")) for name in ("sweep-into", "dial-turn")]
+KITCHEN_NOISE = [1e-2] * 9 + [5e-4] * 2 + [5e-5] * 6 + [5e-4] * 3 + [1e-2] * 3 + [5e-4] * 3
+KITCHEN_NOISE += [1e-2] * 3 + [5e-4]
 every_env = pytest.mark.parametrize("env_id", SIZES)
 every_family = pytest.mark.parametrize("env_id", FAMILIES)
 
@@ -77,6 +80,25 @@ def test_a_seed_decides_all_that_follows(env_id, task):
     assert roll_out(env, seed=3) == first == roll_out(fresh, seed=3) and roll_out(env) == second
     assert roll_out(env, seed=4)[0] != first[0]
     assert pickle.dumps(np.random.get_state()) == state
+
+
+@pytest.mark.parametrize(
+    "env_id, task, size, center, bound",
+    [
+        ("Maze-v0", 5, 2, [1.7, 2.8], [0.1]),
+        ("MultistageReacher-v0", 0, 12, [0, 0, 0, 0, -2.8, *[0] * 7], [0.01] * 6 + [0.001] * 6),
+        ("KitchenMT10-v0", 0, 30, kitchen.START, KITCHEN_NOISE),
+        ("PointReach-v0", 0, 2, [0, 0], [0.05]),
+    ],
+)
+def test_starts_are_uniform(env_id, task, size, center, bound):
+    env = make(env_id, task)
+    starts = np.stack([env.reset(seed=seed)[0][:size] for seed in range(300)])
+    noise = (starts - center) / bound
+    assert np.all(np.abs(noise) <= 1 + 2e-3)  # rounding of single precision
+    assert np.all(noise.min(0) < -0.95) and np.all(noise.max(0) > 0.95)
+    assert np.all(np.abs(noise.mean(0)) < 0.15)
+    assert noise.std(0) == pytest.approx(np.full(size, 1 / 3**0.5), rel=0.1)
 
 
 @every_family

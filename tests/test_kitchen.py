@@ -66,22 +66,6 @@ def test_starts_at_the_goal_of_the_opposite_task(task):
     assert np.abs(inactive).max() < 0.007
 
 
-def test_noise_of_the_observation():
-    env = KitchenMT10(5)
-    # The robot, doors that turn, the kettle's quaternion but for its last entry; then the rest.
-    bounds = np.full(30, 0.01)
-    bounds[[9, 10, 17, 18, 19, 23, 24, 25, 29]] = 5e-4
-    bounds[11:17] = 5e-5
-    seen = np.stack([env.reset(seed=seed)[0] for seed in range(300)])
-    assert np.all(seen[:, 30:] == env.goal.astype(np.float32))
-    noise = seen[:, :30] - env.start
-    assert np.all(np.abs(noise) <= bounds + 2e-7 * np.maximum(np.abs(env.start), 0.1))  # float32
-    noise /= bounds
-    assert np.all(noise.min(0) < -0.95) and np.all(noise.max(0) > 0.95)
-    assert np.all(np.abs(noise.mean(0)) < 0.15)
-    assert noise.std(0) == pytest.approx(np.full(30, 1 / math.sqrt(3)), rel=0.1)
-
-
 def test_servos_start_from_the_observed_position_with_actions_clipped():
     env = KitchenMT10(0)
     obs, _ = env.reset(seed=0)

@@ -267,7 +267,9 @@ def test_no_tasks(result):
 
 @both_kinds
 def test_an_environment_that_cannot_draw_is_refused_at_once(kind):
-    refuse("task a does not have render_mode rgb_array", Counter, kind=kind, render_mode="rgb_array")
+    refuse(
+        "task a does not have render_mode rgb_array", Counter, kind=kind, render_mode="rgb_array"
+    )
 
 
 @both_kinds

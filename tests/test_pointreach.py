@@ -88,21 +88,6 @@ def test_every_task_can_be_solved_and_the_sparse_one_by_its_helper_alone(name):
         assert found == 5 * (name == HELPER)
 
 
-def test_chance_hardly_finds_the_sparse_goal():
-    """A random walk never does; policies drawn at random in 2%, even if they are trained."""
-    env, rng = PointReach(TASKS.index(SPARSE)), np.random.default_rng(0)
-
-    def random_walk(position):
-        return rng.uniform(-1, 1, 2)
-
-    def any_of_five(position):  # --switch-rule uniform, with an untrained policy of its own
-        name = TASKS[rng.integers(5)]
-        return random_walk(position) if name == SPARSE else towards(name, position)
-
-    assert successes(env, random_walk, 200) == 0
-    assert successes(env, any_of_five, 400) < 0.03 * 400
-
-
 @pytest.mark.parametrize("env_id", SETS)
 def test_render_shows_goals_and_who_acted(env_id):
     tasks = SETS[env_id]

@@ -411,32 +411,21 @@ def test_choice_is_kept_for_a_period_of_the_episode(period):
     assert kept == 0 if period == 1 else kept > 300
 
 
-@pytest.mark.parametrize("own_policy_prob", [0.0, 0.7])
-def test_frequency_of_own_policy(own_policy_prob):
+@pytest.mark.parametrize("period", [1, 5])
+def test_frequency_of_own_policy(period):
+    """With a probability, apart from the other tasks; the choice is kept for a period too."""
     torch.manual_seed(0)
-    mixture, steps = make_mixture(Args(own_policy_prob=own_policy_prob)), 1000
-    skipped = torch.zeros(steps, 4, dtype=F64)
-    for step in range(steps):
-        policies = who_acted(act(mixture))
+    mixture, own = make_mixture(Args(switch_period=period, own_policy_prob=0.7)), []
+    for step in range(1000):
+        policies = who_acted(act(mixture, [step % 20] * 4))
         assert torch.equal(policies, mixture.policies)
         assert ((policies == OWN) | (policies == (OWN + 1) % 4)).all()
-        skipped[step] = (policies == OWN).double()
-    bound = 4 * (own_policy_prob * (1 - own_policy_prob) / steps) ** 0.5
-    assert ((skipped.mean(0) - own_policy_prob).abs() <= bound).all()
-    if own_policy_prob:  # tasks skip the switch apart from each other
-        correlation = torch.corrcoef(skipped.T).fill_diagonal_(0)
-        assert correlation.abs().max() < 4 / steps**0.5
-
-
-def test_own_policies_are_kept_for_a_period_too():
-    torch.manual_seed(0)
-    mixture, own = make_mixture(Args(switch_period=5, own_policy_prob=0.5)), []
-    for step in range(1000):
-        act(mixture, [step % 20] * 4)
-        own.append(mixture.policies == OWN)
-    shares = torch.stack(own).view(200, 5, 4).double().mean(1)
-    assert ((shares == 0) | (shares == 1)).all()
-    assert ((shares.mean(0) - 0.5).abs() < 4 * (0.25 / 200) ** 0.5).all()
+        own.append(policies == OWN)
+    skipped = torch.stack(own).view(-1, period, 4).double().mean(1)  # [choices, N]
+    assert ((skipped == 0) | (skipped == 1)).all()
+    assert ((skipped.mean(0) - 0.7).abs() < 4 * (0.7 * 0.3 / len(skipped)) ** 0.5).all()
+    correlation = torch.corrcoef(skipped.T).fill_diagonal_(0)
+    assert correlation.abs().max() < 4 / len(skipped) ** 0.5
 
 
 def test_own_policies_act_as_single_policies_without_critics():

@@ -216,13 +216,6 @@ def test_broken_policies_are_told_with_the_task(tmp_path):
     assert checkpoint(tmp_path / "run")["global_step"] == 200
 
 
-def make_wandering(render_mode=None):
-    """Changes the working directory, as some simulators do."""
-    os.makedirs("elsewhere", exist_ok=True)
-    os.chdir("elsewhere")
-    return envs.make_tasks("PointReach2-v0")
-
-
 def make_renamed(render_mode=None):
     """Its tasks' names come from outside."""
     tasks = envs.make_tasks("PointReach2-v0").values()
@@ -246,17 +239,6 @@ def test_default_names_of_folders(tmp_path, monkeypatch):
         qmp_sac.main([*SHORT, "--total-timesteps", "100", *flags])
     names = sorted(path.name.rpartition("__")[0] for path in (tmp_path / "runs").iterdir())
     assert names == ["PointReach-v0__qmp_sac-no-qmp__1", "helpers-make_drift__qmp_sac__1"]
-
-
-def test_folders_are_taken_literally(tmp_path):
-    """Also if they look like numbers, and if an environment changes the working directory."""
-    run_dir = "1e5"
-    flags = [*SHORT, "--env-id", "test_resume:make_wandering", "--run-dir", run_dir]
-    go = lambda: os.chdir(tmp_path)  # noqa: E731
-    assert command("qmp_sac", *flags, prepare=go)[0] == 0
-    assert resume(run_dir, "--total-timesteps", 700, prepare=go)[0] == 0
-    assert checkpoint(tmp_path / run_dir)["global_step"] == 700
-    assert (tmp_path / "elsewhere").exists() and not (tmp_path / "elsewhere" / run_dir).exists()
 
 
 # Bad input

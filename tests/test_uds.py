@@ -9,10 +9,9 @@ import torch
 from helpers import F64, Drift, fixed_noise, make_learner, random_batch
 from torch.testing import assert_close
 
-import envs
 import qmp_sac
 import qmp_uds
-from envs.pointreach import GOALS, SPARSE, STEP, TASKS
+from envs.pointreach import TASKS
 from qmp_uds import Args, Batch, Critic, ReplayBuffer, share, update
 
 N, B, O, A = 3, 200, 4, 2
@@ -172,21 +171,6 @@ def test_update_filters_by_its_quantile():
         assert_close(shared[-1], weights[:, B:].mean(1).double())
     assert (shared[0] == 1).all()
     assert (shared[0] > shared[1]).all() and (shared[1] > shared[2]).all()
-
-
-def test_minimum_rewards_are_lower_bounds():
-    """Of PointReach with nine tasks, in its corners."""
-    vec = envs.make_vec("PointReach9-v0")
-    corners = np.array([(1, -1), (-1, -1), (-1, 1), (1, 1)])
-    vec.reset()
-    lowest = np.full(9, np.inf)
-    for corner in corners:
-        for _ in range(45):
-            lowest = np.minimum(lowest, vec.step(np.tile(np.float32(corner), (9, 1)))[1])
-    assert (lowest >= vec.min_rewards).all()
-    for name, reward, bound in zip(vec.tasks, lowest, vec.min_rewards, strict=True):
-        farthest = np.linalg.norm(corners - GOALS[name], axis=1).max() / STEP
-        assert reward == (bound if name == SPARSE else pytest.approx(-farthest))
 
 
 @pytest.mark.parametrize(
