@@ -56,16 +56,6 @@ def test_forward_is_trunk_and_head(heads):
             assert_close(values[s, i], expected.squeeze(-1))
 
 
-@pytest.mark.parametrize("fully_shared", [False, True])
-def test_agent_starts_with_its_critics_as_targets_and_the_alpha_asked_for(fully_shared):
-    args = Args(hidden_sizes=HIDDEN, alpha=0.2, fully_shared=fully_shared, qmp=not fully_shared)
-    agent = Agent(N, O, A, args)
-    assert_close(agent.log_alpha.exp().tolist(), [0.2] * (1 if fully_shared else N))
-    for p, target in zip(agent.qf.parameters(), agent.qf_target.parameters(), strict=True):
-        assert torch.equal(p, target) and p.data_ptr() != target.data_ptr()
-        assert not target.requires_grad
-
-
 class TwiceSquashed(nn.Module):
     """A policy whose mean is tanh of another's."""
 

@@ -396,14 +396,6 @@ def test_progress_in_a_log_file(tmp_path, capsys):
     assert 5 <= len(lines) <= 15
 
 
-def test_video(tmp_path):
-    flags = f"--capture-video --eval-mixture --env-id PointReach2-v0 {SHORTER}"
-    train("qmp_sac", tmp_path / "run", flags)
-    videos = {path.name: path.stat().st_size for path in (tmp_path / "run" / "videos").iterdir()}
-    assert videos.keys() == {"own-300.mp4", "mixture-300.mp4"}
-    assert min(videos.values()) > 1000
-
-
 # The same letters
 
 # What may differ from qmp_sac.py; of these definitions so many of its lines are missing.
