@@ -90,9 +90,9 @@ def half_a_checkpoint(state, path):
     die()
 
 
-def half_of_the_evaluations(path, text):
-    with open(path, "w") as file:
-        file.write(text[:100])
+def half_of_the_evaluations(path, content):
+    with open(path, "wb") as file:
+        file.write(content[:100])
     die()
 
 
@@ -100,7 +100,7 @@ KILLS = [  # in the order of a run's functions, and the step of the checkpoint t
     (lambda: at(1, torch, "save", before=half_a_checkpoint), None),
     (lambda: at(1, os, "replace", after=die_in), 0),
     (lambda: at(90, torch.optim.Adam, "step", before=die_in), 200),
-    (lambda: at(3, Path, "write_text", before=half_of_the_evaluations), 200),
+    (lambda: at(2, Path, "write_bytes", before=half_of_the_evaluations), 200),
     (lambda: at(2, os, "replace", before=die_in), 200),
     (lambda: at(2, os, "replace", after=die_in), 200),
     (lambda: at(1, torch, "save", before=half_a_checkpoint), 200),
@@ -287,6 +287,7 @@ BAD_INPUT = {
     "--resume {finished} --hidden-sizes 16": "--hidden-sizes of this run is (16, 16)",
     "--resume {finished} --seed 2": "--seed of this run is 1",
     "--resume {finished} --no-qmp": "--qmp of this run is True",
+    "--resume {finished} --total-timesteps 500": "500 is below the 600 of this run",
     "--resume {finished} --matmul-precision high": "--matmul-precision of this run is highest",
 }
 
