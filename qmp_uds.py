@@ -807,7 +807,7 @@ def train(args: Args, checkpoint: dict | None, stack: contextlib.ExitStack) -> A
 
     # TRAIN
     start_time = time.time()
-    lines_of_progress = 0
+    next_line = start_time + 60  # of progress, in a log file
     start_episodes = True
     has_ended = np.full(N, longest > checkpoint_steps)  # episodes of each task, unless warned above
     steps = range(first_step + N, args.total_timesteps + N, N)
@@ -893,10 +893,10 @@ def train(args: Args, checkpoint: dict | None, stack: contextlib.ExitStack) -> A
             save_checkpoint(global_step)
 
         # in a log file, a line every minute instead of the bar
-        seconds = time.time() - start_time
-        if progress.disable and seconds >= 60 * (lines_of_progress + 1):
-            lines_of_progress += 1
-            left = seconds / (global_step - first_step) * (steps[-1] - global_step)
+        now = time.time()
+        if progress.disable and now >= next_line:
+            next_line = now + 60
+            left = (now - start_time) / (global_step - first_step) * (steps[-1] - global_step)
             print(f"step {global_step:,} of {steps[-1]:,}, {timedelta(seconds=round(left))} left")
 
     plot = os.path.relpath(FOLDER / "benchmark" / "plot.py")
