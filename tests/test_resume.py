@@ -55,7 +55,7 @@ def copied(tmp_path, finished):
         ("qmp_sac", "--env-id MultistageReacher-v0 --vectorization async --eval-frequency 600"),
         (
             "qmp_sac",
-            "--env-id MetaWorld:reach-v3,drawer-open-v3 --total-timesteps 400 --eval-frequency 400",
+            "--env-id MetaWorld:reach-v3,drawer-open-v3 --total-timesteps 300 --checkpoint-frequency 100",
         ),
     ],
 )
