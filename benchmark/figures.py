@@ -1,4 +1,4 @@
-"""The figures and tables of README.md and docs/results.md, from benchmark/results/*.csv.
+"""The figures and tables of README.md and docs/, from benchmark/results/*.csv.
 
 Each figure answers one question. What has not been run is left out of it.
 """
@@ -499,7 +499,7 @@ def describe(env_id: str, script: str, end: int, groups: dict[str, Group]) -> li
 
 
 def make_details() -> str:
-    """The tables of docs/results.md: every method in every environment."""
+    """The tables of benchmark/results/README.md: every method in every environment."""
     text = ""
     comparisons = 0
     for env_id in ENVIRONMENTS:
@@ -575,7 +575,7 @@ def write_figures() -> None:
 
 
 def write_tables() -> None:
-    """Write the tables of README.md and docs/results.md, and the seeds behind them."""
+    """Write the tables of README.md and of benchmark/results/, and the seeds behind them."""
     make_seeds().to_csv(RESULTS / "seeds.csv", index=False, float_format="%.4g")
     insert(ROOT / "README.md", make_overview())
-    insert(ROOT / "docs" / "results.md", make_details())
+    insert(RESULTS / "README.md", make_details())

@@ -19,6 +19,7 @@ import envs
 import qmp_sac
 
 README, BENCHMARK = ROOT / "README.md", ROOT / "benchmark" / "README.md"
+TABLES = ROOT / "benchmark" / "results" / "README.md"
 PAGES = [README, *(ROOT / "docs" / f"{name}.md" for name in SCRIPTS)]
 EVALUATION = {"eval_frequency", "eval_episodes"}
 SMALL = ["--hidden-sizes=8", "--batch-size=4", "--eval-episodes=1"]
@@ -165,7 +166,7 @@ def test_flags_exist():
         assert {flag for span in spans for flag in re.findall(r"--[a-z-]+", span)} <= known
 
 
-@pytest.mark.parametrize("page", [README, *sorted(ROOT.glob("docs/*.md")), BENCHMARK], ids=by_name)
+@pytest.mark.parametrize("page", [README, *sorted(ROOT.glob("docs/*.md")), BENCHMARK, TABLES], ids=by_name)
 def test_links(page):
     text = page.read_text()
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
