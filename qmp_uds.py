@@ -49,8 +49,8 @@ FOLDER = Path(__file__).resolve().parent
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "metaworld")
 LOG_STD_MIN = -20
 LOG_STD_MAX = 2
-CACHE_ROWS = 1024  # a CPU's cache holds the activations of about so many rows of a batch
-AGREEMENT_STATES = 128  # of every task, in which the choices of the twin critics are compared
+CACHE_ROWS = 1024  # rows of a batch whose activations fit in a CPU's cache, roughly
+AGREEMENT_STATES = 128  # per task, for switch_agreement
 
 
 def parse_steps(words: list[str]) -> int:
@@ -117,7 +117,7 @@ class Args:
 
     # SAC
     learning_starts: Steps = 2_000
-    """uniformly random actions, and no training, until then"""
+    """until this step actions are uniformly random, and nothing is trained"""
     buffer_size: Steps = 1_000_000
     """replay transitions per task"""
     batch_size: int = 32
@@ -153,11 +153,11 @@ class Args:
     switch_entropy: bool = False
     """add the policy's entropy to its score (Eq. 2); needs --switch-samples"""
     switch_rule: Literal["argmax", "uniform"] = "argmax"
-    """the best policy acts (QMP), or any one (a control)"""
+    """which policy acts: the best one (QMP), or a random one (a control)"""
     switch_period: int = 1
     """steps of an episode for which a task keeps the policy that it chose"""
     own_policy_prob: float = 0.0
-    """probability to skip the switch and act with the task's own policy"""
+    """probability of skipping the switch and acting with the task's own policy"""
 
     def check(self) -> None:
         """Refuse arguments that would train nonsense without an error."""
@@ -254,17 +254,17 @@ class StackedMLP(nn.Module):
         S, B, _ = x.shape
         weights = [layer.weight for layer in self.layers]
         biases = [layer.bias for layer in self.layers]
-        few = S
+        group_size = S
         if x.device.type == "cpu":
-            few = max(1, CACHE_ROWS // B)
-        if few >= S:
+            group_size = max(1, CACHE_ROWS // B)
+        if group_size >= S:
             return perceptrons(x, weights, biases)
 
-        # `split` before the loop: the gradient of a slice would be as large as that of the whole
-        weights = [weight.split(few) for weight in weights]
-        biases = [bias.split(few) for bias in biases]
+        # Split once, because the gradient of every slice would be as large as the whole weight.
+        weights = [weight.split(group_size) for weight in weights]
+        biases = [bias.split(group_size) for bias in biases]
         outputs = []
-        for k, part in enumerate(x.split(few)):
+        for k, part in enumerate(x.split(group_size)):
             part_weights = [weight[k] for weight in weights]
             part_biases = [bias[k] for bias in biases]
             outputs.append(perceptrons(part, part_weights, part_biases))
@@ -310,7 +310,10 @@ class Agent(nn.Module):
 
 
 def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Actions tanh(mean + std * noise) [..., A] and their log_prob [...] (SAC, appendix C)."""
+    """Actions tanh(mean + std * noise) and their log_prob (SAC, appendix C).
+
+    mean, log_std, noise [..., A] -> actions [..., A], log_prob [...].
+    """
     x = mean + log_std.exp() * noise
     log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
     # log(1 - tanh(x)^2), in a form that stays finite
@@ -368,24 +371,24 @@ def q_switch(
 def best_policies(scores: Tensor) -> Tensor:
     """The policies with the highest scores, [N, B, P] -> [N, B]; a tie goes to the task's own."""
     own = torch.eye(len(scores), device=scores.device)[:, None]  # [N, 1, P]
-    # Batched arithmetic rounds equal scores apart.
+    # Rounding in batched arithmetic separates scores that should be equal.
     tolerance = 1e-5 * scores.abs().amax(-1, keepdim=True).clamp(min=1)  # [N, B, 1]
     return (scores + tolerance * own).argmax(-1)
 
 
 @torch.no_grad()
 def switch_agreement(agent: Agent, obs: Tensor) -> tuple[Tensor, Tensor]:
-    """Does the switch know, or guess? What the twin critics say of each other's choice.
+    """Does the switch know, or guess? Each twin critic judges the choice of the other.
 
     Args:
         agent: policies and critics of N tasks.
         obs: [N, B, O], states of each task.
 
     Returns:
-        agreement: [N], share of the states in which both critics put the same policy first; about
-            1 / N if they guess.
-        gap: [N], how much better than the own policy is the one that a critic chooses, as the
-            other critic sees it; about 0, or below, if they guess. Blind to what both get wrong.
+        agreement: [N], share of the states in which both critics put the same policy first; 1 / N
+            if they guess independently.
+        gap: [N], how much better than the own policy is the one that a critic chooses, according
+            to the other critic; about 0, or below, if they guess. Blind to what both get wrong.
     """
     N, B, O = obs.shape
     mean, _ = agent.actor(obs.reshape(1, N * B, O))  # [P, N B, A], every policy in every state
@@ -434,8 +437,13 @@ class Mixture:
         actions, _ = squash(mean, log_std, noise)
         return actions.cpu().numpy()
 
-    def choose(self, mean: Tensor, log_std: Tensor, obs: Tensor, episode_lengths) -> Tensor:
-        """The policies [N] that act now: chosen by the switch, or kept from the steps before."""
+    def choose(
+        self, mean: Tensor, log_std: Tensor, obs: Tensor, episode_lengths: np.ndarray
+    ) -> Tensor:
+        """The policies [N] that act now: chosen by the switch, or kept from the steps before.
+
+        mean, log_std [P, N, A] and obs [N, O] as for `q_switch`; episode_lengths [N].
+        """
         args = self.args
         alpha = self.agent.log_alpha.exp() if args.switch_entropy else None
         noise = None
@@ -444,14 +452,16 @@ class Mixture:
         chosen, scores = q_switch(mean, log_std, self.agent.qf, obs, alpha, noise)
         if args.switch_rule == "uniform":
             chosen = torch.multinomial(torch.ones_like(scores), 1).squeeze(1)
-        skip = torch.rand(len(self.own), device=obs.device) < args.own_policy_prob
-        chosen = torch.where(skip, self.own, chosen)
-        is_due = torch.as_tensor(episode_lengths % args.switch_period == 0, device=obs.device)
-        return torch.where(is_due, chosen, self.policies)
+        if not self.mean_actions:  # evaluation never skips the switch
+            skip = torch.rand(len(self.own), device=obs.device) < args.own_policy_prob
+            chosen = torch.where(skip, self.own, chosen)
+        may_switch = episode_lengths % args.switch_period == 0
+        may_switch = torch.as_tensor(may_switch, device=obs.device)  # [N]
+        return torch.where(may_switch, chosen, self.policies)
 
     def pop_statistics(self) -> np.ndarray:
-        """Shares of the steps in which each policy acted [N, P], NaN of no steps; starts anew."""
-        shares = self.counts / self.counts.sum(1, keepdim=True)
+        """Return the share of steps in which each policy acted [N, P], and reset the counts."""
+        shares = self.counts / self.counts.sum(1, keepdim=True)  # NaN without steps
         self.counts.zero_()
         return shares.cpu().numpy()
 
@@ -482,7 +492,7 @@ class ReplayBuffer:
             next_obs=torch.empty(capacity, N, O, device=device),
             terminations=torch.empty(capacity, N, device=device),
         )
-        # Terminations for every task alike, which are not the success of the task that collected.
+        # Terminations that hold for every task: not the success of the task that collected.
         self.failures = torch.empty(capacity, N, device=device)
         self.tasks = torch.arange(N, device=device)[:, None]  # [N, 1]
         self.capacity = capacity
@@ -500,17 +510,18 @@ class ReplayBuffer:
         self.added += 1
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Batch:
-        """Draw B transitions of each task, with replacement."""
+        """Draw B transitions of each task, with replacement: a batch [N, B, ...]."""
         size = min(self.added, self.capacity)
         shape = (len(self.tasks), batch_size)
         index = torch.randint(size, shape, device=self.tasks.device, generator=generator)
-        return Batch(*(field[index, self.tasks] for field in self.data))
+        fields = [field[index, self.tasks] for field in self.data]
+        return Batch(*fields)
 
     def sample_others(self, batch_size: int, min_rewards: Tensor) -> Batch:
-        """Draw B transitions of other tasks for each task, as this task sees them.
+        """Draw B transitions of the other tasks for each task: a batch [N, B, ...].
 
-        Their rewards are replaced by min_rewards [N]; those that ended in the other task's success
-        go on.
+        Their rewards are replaced by min_rewards [N]. A transition that ended because the other
+        task succeeded does not count as terminated.
         """
         size = min(self.added, self.capacity)
         N = len(self.tasks)
@@ -558,7 +569,9 @@ def share(qf: Critic, data: Batch, borrowed: Batch, quantile: float) -> tuple[Ba
     Returns:
         The joined batch [N, 2 B], and a weight of 0 or 1 for every transition [N, 2 B].
     """
-    joined = Batch(*(torch.cat(fields, dim=1) for fields in zip(data, borrowed, strict=True)))
+    pairs = zip(data, borrowed, strict=True)
+    fields = [torch.cat(pair, dim=1) for pair in pairs]
+    joined = Batch(*fields)  # [N, 2 B, ...]
     own, others = qf(joined.obs, joined.actions).amin(0).chunk(2, dim=1)  # [N, B]
     kept = torch.ones_like(others, dtype=torch.bool)
     if quantile > 0:
@@ -591,13 +604,13 @@ def update(
     qf_losses = weighted_mean((qf_values - next_q_value).square(), weights)  # [2, N]
     step_optimizer(optimizers["q"], qf_losses)
 
-    # policies: down alpha log pi - min Q
+    # policies: minimise alpha log pi - min Q
     actions, log_prob = squash(*agent.actor(data.obs), noise[1])
     min_qf_pi = agent.qf(data.obs, actions).amin(0)  # [N, B]
     actor_loss = weighted_mean(alpha * log_prob - min_qf_pi, weights)  # [N]
     step_optimizer(optimizers["actor"], actor_loss)
 
-    # temperatures: towards the target entropy -A
+    # temperatures: move the entropy towards its target
     target_entropy = -actions.shape[-1]
     excess = weighted_mean(log_prob.detach() + target_entropy, weights)  # [N]
     alpha_loss = -agent.log_alpha * excess  # [N]
@@ -624,8 +637,8 @@ def update(
 
 
 def parse_args(argv: list[str] | None) -> tuple[Args, dict | None]:
-    """The arguments and, with --resume, the checkpoint; arguments not given are then the run's."""
-    args = tyro.cli(Args, args=argv)
+    """Parse the arguments. With --resume, load the checkpoint, whose arguments are the defaults."""
+    args = tyro.cli(Args, args=argv)  # once for --resume, below with the defaults of the run
     checkpoint = None
     if args.resume:
         path = Path(args.resume, "checkpoint.pt")
@@ -634,9 +647,9 @@ def parse_args(argv: list[str] | None) -> tuple[Args, dict | None]:
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         if checkpoint["script"] != SCRIPT:
             raise gym.error.Error(f"{args.resume} is a run of {checkpoint['script']}.py")
-        unknown = checkpoint["args"].keys() ^ vars(args).keys()
-        if unknown:
-            names = ", ".join(sorted(unknown))
+        differing = set(checkpoint["args"]).symmetric_difference(vars(args))
+        if differing:
+            names = ", ".join(sorted(differing))
             raise gym.error.Error(
                 f"{args.resume} is of a version of {SCRIPT}.py with other {names}"
             )
@@ -665,16 +678,17 @@ def log(writer: SummaryWriter, group: str, tasks: tuple, values: dict, global_st
 def main(argv: list[str] | None = None) -> Agent:
     """Train, from the start or from a checkpoint. Returns the agent."""
     args, checkpoint = parse_args(argv)
-    with contextlib.ExitStack() as stack:  # closes what `train` opens, after an error too
-        return train(args, checkpoint, stack)
+    with contextlib.ExitStack() as cleanup:  # closes what `train` opens, after an error too
+        return train(args, checkpoint, cleanup)
 
 
-def train(args: Args, checkpoint: dict | None, stack: contextlib.ExitStack) -> Agent:
-    """The run itself; what it opens is left to the stack."""
+def train(args: Args, checkpoint: dict | None, cleanup: contextlib.ExitStack) -> Agent:
+    """Run the training. What must be closed in the end is registered in `cleanup`."""
     first_step = checkpoint["global_step"] if checkpoint else 0
 
     method = SCRIPT if args.qmp else f"{SCRIPT}-no-qmp"
-    run_name = f"{args.env_id}__{method}__{args.seed}__{int(time.time())}".replace(":", "-")
+    env_name = args.env_id.replace(":", "-")[:150]  # a file's name has at most 255 bytes
+    run_name = f"{env_name}__{method}__{args.seed}__{int(time.time())}"
     run_dir = Path(args.resume or args.run_dir or f"runs/{run_name}").absolute()
     if run_dir.exists() and not args.resume:
         raise gym.error.Error(f"{run_dir} exists; choose another --run-dir, or --resume it")
@@ -698,9 +712,9 @@ def train(args: Args, checkpoint: dict | None, stack: contextlib.ExitStack) -> A
     # env setup
     render_mode = "rgb_array" if args.capture_video else None
     envs = make_vec(args.env_id, args.vectorization)
-    stack.callback(envs.close)
+    cleanup.callback(envs.close)
     eval_envs = make_vec(args.env_id, args.vectorization, render_mode)
-    stack.callback(eval_envs.close)
+    cleanup.callback(eval_envs.close)
     if checkpoint and checkpoint["tasks"] != envs.tasks:
         raise gym.error.Error(f"the tasks of this run are {', '.join(checkpoint['tasks'])}")
     min_rewards = envs.min_rewards
@@ -748,7 +762,7 @@ def train(args: Args, checkpoint: dict | None, stack: contextlib.ExitStack) -> A
             resume="allow",
             sync_tensorboard=True,
         )
-        stack.enter_context(run)
+        cleanup.enter_context(run)
         wandb_id = run.id
     run_dir.mkdir(parents=True, exist_ok=args.resume is not None)
     command = "git describe --always --dirty"
@@ -757,13 +771,13 @@ def train(args: Args, checkpoint: dict | None, stack: contextlib.ExitStack) -> A
     record["tasks"] = envs.tasks
     record["versions"] = {name: version(name) for name in PACKAGES}
     (run_dir / "args.json").write_text(json.dumps(record, indent=2))
-    writer = stack.enter_context(SummaryWriter(run_dir, purge_step=first_step + 1))
+    writer = cleanup.enter_context(SummaryWriter(run_dir, purge_step=first_step + 1))
     hyperparameters = [f"    {name}: {value}" for name, value in vars(args).items()]
     writer.add_text("hyperparameters", "\n".join(hyperparameters))
     csv_path = run_dir / "evaluations.csv"
     evaluations = checkpoint["evaluations"] if checkpoint else ""  # the text of evaluations.csv
 
-    # checkpoints: all that changes in training, but for the environments, which start new episodes
+    # A checkpoint has all that changes in training but the environments, which start new episodes.
     parts = {"agent": agent, "replay": rb, "mixture": mixture, **optimizers}
 
     def save_checkpoint(global_step: int) -> None:
@@ -795,7 +809,7 @@ def train(args: Args, checkpoint: dict | None, stack: contextlib.ExitStack) -> A
     replay_size = sum(field.nbytes for field in rb.data) / 2**30
     print(f"{args.env_id}: {', '.join(envs.tasks)}; {device}; replay of {replay_size:.1f} GiB")
     print(f"results in {run_dir}, from step {first_step:,} on")
-    # A checkpoint cuts the episodes that have not ended.
+    # A checkpoint cuts off the episodes that have not ended.
     checkpoint_steps = args.checkpoint_frequency // N  # of each task
     known_limits = [limit for limit in envs.time_limits if limit is not None]
     longest = max(known_limits, default=0)
@@ -809,7 +823,8 @@ def train(args: Args, checkpoint: dict | None, stack: contextlib.ExitStack) -> A
     start_time = time.time()
     next_line = start_time + 60  # of progress, in a log file
     start_episodes = True
-    has_ended = np.full(N, longest > checkpoint_steps)  # episodes of each task, unless warned above
+    has_ended = np.zeros(N, dtype=bool)  # an episode of each task
+    check_episodes = longest <= checkpoint_steps  # else the warning above was printed
     steps = range(first_step + N, args.total_timesteps + N, N)
     progress = tqdm(
         steps,
@@ -857,7 +872,9 @@ def train(args: Args, checkpoint: dict | None, stack: contextlib.ExitStack) -> A
             shares = mixture.pop_statistics()  # [N, P], of training
             generator = torch.Generator(device).manual_seed(global_step)  # for this draw alone
             states = rb.sample(AGREEMENT_STATES, generator).obs
-            agreement, gap = (values.cpu().numpy() for values in switch_agreement(agent, states))
+            agreement, gap = switch_agreement(agent, states)
+            agreement = agreement.cpu().numpy()  # [N]
+            gap = gap.cpu().numpy()  # [N]
             switch = {"own_policy": shares.diagonal(), "agreement": agreement, "gap": gap}
             log(writer, "switch", envs.tasks, switch, global_step)
             seed = [args.seed, global_step, 2]
@@ -872,7 +889,8 @@ def train(args: Args, checkpoint: dict | None, stack: contextlib.ExitStack) -> A
                 rows.insert(1, "acting", acting)
                 rows["agreement"] = agreement
                 rows["gap"] = gap
-                rows[[f"acted/{task}" for task in envs.tasks]] = shares
+                acted = [f"acted/{task}" for task in envs.tasks]
+                rows[acted] = shares
                 tqdm.write(f"step {global_step:,}, {acting}\n{format_table(rows)}")
                 evaluations += rows.to_csv(header=not evaluations, index=False)
             save_evaluations()
@@ -882,13 +900,13 @@ def train(args: Args, checkpoint: dict | None, stack: contextlib.ExitStack) -> A
         if start_episodes:
             if not all(parameter.isfinite().all() for parameter in agent.parameters()):
                 raise FloatingPointError(f"a weight is not finite at step {global_step}")
-            if not has_ended.all() and not is_last:
+            if check_episodes and not has_ended.all() and not is_last:
                 names = ", ".join(np.array(envs.tasks)[~has_ended])
                 tqdm.write(
                     f"Warning: checkpoints start new episodes, and none of {names} has ended in "
                     f"{checkpoint_steps:,} steps; choose a larger --checkpoint-frequency"
                 )
-            has_ended[:] = True  # warned once is enough
+            check_episodes = False  # one warning is enough
             writer.flush()
             save_checkpoint(global_step)
 
