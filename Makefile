@@ -1,4 +1,4 @@
-# make train: install, then train QMP on PointReach, or go on.   make test: install, then lint and test.
+# make train: install, then train QMP on PointReach, or resume.   make test: install, then lint and test.
 PYTHON ?= python3
 BIN := .venv/bin
 
