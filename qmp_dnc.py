@@ -171,7 +171,7 @@ class Args:
             if getattr(self, name) < 1:
                 raise gym.error.Error(f"{flag(name)} must be at least 1")
         for name in ("learning_starts", "switch_samples", "distill_period"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise gym.error.Error(f"{flag(name)} must be at least 0")
         if not 0 <= self.kl_coef < math.inf:
             raise gym.error.Error("--kl-coef must be at least 0 and finite")
