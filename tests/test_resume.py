@@ -54,10 +54,10 @@ def copied(tmp_path, finished):
         ("qmp_uds", "--sharing-quantile 0.5"),
         ("qmp_sac", "--env-id MultistageReacher-v0 --vectorization async --eval-frequency 600"),
         (
-                "qmp_sac",
-                "--env-id MetaWorld:reach-v3,drawer-open-v3 --total-timesteps 300 "
-                "--checkpoint-frequency 100",
-            ),
+            "qmp_sac",
+            "--env-id MetaWorld:reach-v3,drawer-open-v3 --total-timesteps 300 "
+            "--checkpoint-frequency 100",
+        ),
     ],
 )
 def test_a_killed_run_is_resumed_exactly(tmp_path, script, flags):
