@@ -14,6 +14,7 @@ Letters in shapes: N tasks, P policies (= N), B batch per task, O observation, A
 """
 
 import copy
+import itertools
 import json
 import math
 import os
@@ -39,6 +40,8 @@ from tyro.constructors import PrimitiveConstructorSpec as Spec
 from envs import allocate, evaluate, format_table, keep_freed_memory, make_vec
 
 SCRIPT = Path(__file__).resolve()
+CACHE_ROWS = 1024  # a CPU's cache holds the activations of about so many rows of a batch
+AGREEMENT_STATES = 128  # of every task, in which the twin critics' choices are compared at an evaluation
 Steps = Annotated[int, Spec(1, "INT", lambda x: int(f"{float(x[0]):.17g}"), lambda x: True, lambda x: [str(x)])]  # 1e6
 
 
@@ -55,6 +58,8 @@ class Args:
     """train on the GPU if there is one"""
     num_threads: int = 1
     """CPU threads of PyTorch; more than one pays for large batches only"""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """torch.set_float32_matmul_precision: less is faster, and on GPUs and some CPUs rounds the factors"""
     compile: bool = False
     """torch.compile the update: half a minute at the start, and little gain on a CPU"""
     vectorization: Literal["sync", "async"] = "sync"
@@ -64,9 +69,9 @@ class Args:
     resume: str | None = None
     """folder of a run to continue from its last checkpoint, with its arguments"""
     checkpoint_frequency: Steps = 0
-    """steps between checkpoints, and always one at the end; 0 means a tenth of the training"""
+    """steps between checkpoints, and always one at the end; 0 means a tenth of the training, at most 100,000"""
     eval_frequency: Steps = 0
-    """steps between evaluations, and always one at the end; 0 means a tenth of the training"""
+    """steps between evaluations, and always one at the end; 0 means a tenth of the training, at most 100,000"""
     eval_episodes: int = 5
     """episodes per task in an evaluation of the tasks' own policies, by mean actions"""
     eval_mixture: bool = False
@@ -119,10 +124,8 @@ class Args:
     """K actions that rate a candidate policy (Eq. 2); 0 rates its mean action, as in the paper's experiments"""
     switch_entropy: bool = False
     """count the candidate's entropy in its rating (Eq. 2)"""
-    switch_rule: Literal["argmax", "softmax", "uniform"] = "argmax"
-    """best candidate (QMP), or draw one by rating, or draw any"""
-    switch_temperature: float = 1.0
-    """of --switch-rule softmax"""
+    switch_rule: Literal["argmax", "uniform"] = "argmax"
+    """the best candidate acts (QMP), or any one (a control)"""
     switch_period: int = 1
     """steps of an episode for which a task keeps the policy that it chose"""
     own_policy_prob: float = 0.0
@@ -138,8 +141,9 @@ class Args:
                 raise ValueError(f"--{name.replace('_', '-')} must be {'above' if pos else 'at least'} 0, up to {high}")
             if not self.qmp and name.startswith(("switch_", "own_policy_")) and value != getattr(Args, name):
                 raise ValueError(f"--{name.replace('_', '-')} means nothing with --no-qmp")
-        self.eval_frequency = self.eval_frequency or math.ceil(self.total_timesteps / 10)
-        self.checkpoint_frequency = self.checkpoint_frequency or math.ceil(self.total_timesteps / 10)
+        frequency = min(math.ceil(self.total_timesteps / 10), 100_000)
+        self.eval_frequency = self.eval_frequency or frequency
+        self.checkpoint_frequency = self.checkpoint_frequency or frequency
         for wrong, message in (
             (not self.resume and self.learning_starts >= self.total_timesteps, "--learning-starts leaves no training"),
             (self.switch_entropy and not self.switch_samples, "--switch-entropy needs --switch-samples, 1 or more"),
@@ -161,13 +165,49 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.stack([layer.bias.detach()[None] for layer in layers]))  # [S, 1, out]
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x, self.weight)
+        return stacked_linear(x, self.weight, self.bias)
 
 
-def stacked_mlp(stack: int, *sizes: int) -> nn.Sequential:
-    """S perceptrons side by side, with ReLU between layers: [S, B, sizes[0]] -> [S, B, sizes[-1]]."""
-    pairs = zip(sizes, sizes[1:], strict=False)
-    return nn.Sequential(*[module for i, o in pairs for module in (StackedLinear(stack, i, o), nn.ReLU())][:-1])
+def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x [S, B, in], weight [S, in, out], bias [S, 1, out] -> [S, B, out]."""
+    if weight.shape[-1] == 1:  # matrix products with a single column are slow
+        return (x * weight.mT).sum(-1, keepdim=True) + bias
+    return torch.baddbmm(bias, x, weight)
+
+
+def perceptrons(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    """S perceptrons with the weights and biases of each layer, and ReLU between layers: [S, B, in] -> [S, B, out]."""
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        x = torch.relu(stacked_linear(x, weight, bias))
+    return stacked_linear(x, weights[-1], biases[-1])
+
+
+class StackedMLP(nn.Module):
+    """S perceptrons side by side, with ReLU between layers: [S, B, sizes[0]] -> [S, B, sizes[-1]].
+
+    A GPU runs all at once. A CPU runs a few at a time, through all layers, so that their activations stay in its cache.
+    """
+
+    def __init__(self, stack: int, *sizes: int):
+        super().__init__()
+        self.layers = nn.ModuleList(StackedLinear(stack, i, o) for i, o in itertools.pairwise(sizes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        S, B, _ = x.shape
+        weights = [layer.weight for layer in self.layers]
+        biases = [layer.bias for layer in self.layers]
+        few = S
+        if x.device.type == "cpu":
+            few = max(1, CACHE_ROWS // B)
+        if few >= S:
+            return perceptrons(x, weights, biases)
+        # `split` before the loop, because the gradient of a slice would be as large as that of the whole
+        weights = [weight.split(few) for weight in weights]
+        biases = [bias.split(few) for bias in biases]
+        outputs = []
+        for k, part in enumerate(x.split(few)):
+            outputs.append(perceptrons(part, [weight[k] for weight in weights], [bias[k] for bias in biases]))
+        return torch.cat(outputs)
 
 
 class Actor(nn.Module):
@@ -175,7 +215,7 @@ class Actor(nn.Module):
 
     def __init__(self, N: int, O: int, A: int, hidden_sizes: tuple[int, ...]):
         super().__init__()
-        self.N, self.net = N, stacked_mlp(N, O, *hidden_sizes, 2 * A)
+        self.N, self.net = N, StackedMLP(N, O, *hidden_sizes, 2 * A)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """obs [N, B, O], or [1, B, O] for all policies in the same states -> two of [N, B, A]."""
@@ -188,7 +228,7 @@ class Critic(nn.Module):
 
     def __init__(self, N: int, O: int, A: int, hidden_sizes: tuple[int, ...]):
         super().__init__()
-        self.net = stacked_mlp(2 * N, O + A, *hidden_sizes, 1)
+        self.net = StackedMLP(2 * N, O + A, *hidden_sizes, 1)
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         """obs [N, B, O], actions [N, B, A] -> Q1 and Q2 [2, N, B]."""
@@ -236,9 +276,36 @@ def q_switch(mean, log_std, qf, obs, alpha=None, noise=None) -> tuple[Tensor, Te
     if alpha is not None:
         scores = scores - alpha[:, None, None] * log_prob.permute(2, 1, 0)
     scores = scores.mean(-1)  # [N, P]
-    # Batched arithmetic rounds equal scores apart; a tie goes to the task's own policy.
-    tolerance = 1e-5 * scores.abs().amax(1).clamp(min=1)
-    return (scores + tolerance.diag_embed()).argmax(1), scores
+    return best_policies(scores[:, None]).squeeze(1), scores
+
+
+def best_policies(scores: Tensor) -> Tensor:
+    """The policies with the highest scores, [N, B, P] -> [N, B]; a tie goes to the task's own policy."""
+    own = torch.eye(len(scores), device=scores.device)[:, None]  # [N, 1, P]
+    # Batched arithmetic rounds equal scores apart.
+    tolerance = 1e-5 * scores.abs().amax(-1, keepdim=True).clamp(min=1)  # [N, B, 1]
+    return (scores + tolerance * own).argmax(-1)
+
+
+@torch.no_grad()
+def switch_agreement(agent: Agent, obs: Tensor) -> tuple[Tensor, Tensor]:
+    """Does the switch know, or guess? What the twin critics say of each other's choice, in states obs [N, B, O].
+
+    agreement [N]: share of the states in which both put the same policy first; about 1 / N if they guess
+    gap [N]: how much better than the own policy is the one that a critic chooses, as the other critic sees it; about
+        0, or below, if they guess. Blind to what both get wrong.
+    """
+    N, B, O = obs.shape
+    mean, _ = agent.actor(obs.reshape(1, N * B, O))  # [P, N B, A], every policy in every state
+    actions = torch.tanh(mean).view(N, N, B, -1).permute(1, 2, 0, 3)  # [N, B, P, A]
+    states = obs[:, :, None].expand(N, B, N, O)  # [N, B, P, O]
+    q = agent.qf(states.flatten(1, 2), actions.flatten(1, 2)).view(2, N, B, N)  # [2, N, B, P]
+    chosen = torch.stack([best_policies(q[0]), best_policies(q[1])])  # [2, N, B]
+    agreement = (chosen[0] == chosen[1]).float().mean(-1)
+    other_q = q.flip(0)  # [2, N, B, P], by the critic that did not choose
+    q_chosen = other_q.gather(-1, chosen[..., None]).squeeze(-1)  # [2, N, B]
+    q_own = other_q.diagonal(dim1=1, dim2=3).mT  # [2, N, B]
+    return agreement, (q_chosen - q_own).mean((0, 2))
 
 
 class Mixture:
@@ -247,8 +314,8 @@ class Mixture:
     def __init__(self, agent: Agent, args: Args, own_policy_prob: float, mean_actions: bool = False):
         self.agent, self.args, self.own_policy_prob, self.mean_actions = agent, args, own_policy_prob, mean_actions
         self.tasks = self.policies = torch.arange(agent.actor.N, device=agent.log_alpha.device)  # [N]
-        # [N, P + 1], since the last evaluation: steps in which each policy acted, sum of the advantages.
-        self.totals = torch.zeros(agent.actor.N, agent.actor.N + 1, dtype=torch.float64, device=self.tasks.device)
+        # [N, P], steps in which each policy acted since the last evaluation
+        self.counts = torch.zeros(agent.actor.N, agent.actor.N, dtype=torch.float64, device=self.tasks.device)
 
     @torch.no_grad()
     def act(self, obs: np.ndarray, episode_lengths: np.ndarray) -> np.ndarray:
@@ -262,15 +329,13 @@ class Mixture:
             alpha = agent.log_alpha.exp() if args.switch_entropy else None
             noise = torch.randn(args.switch_samples, *mean.shape, device=tasks.device) if args.switch_samples else None
             chosen, scores = q_switch(mean, log_std, agent.qf, obs, alpha, noise)  # [N], [N, P]
-            if args.switch_rule != "argmax":  # uniform is the softmax at an infinite temperature
-                temperature = args.switch_temperature if args.switch_rule == "softmax" else math.inf
-                chosen = torch.multinomial((scores / temperature).softmax(1), 1).squeeze(1)
+            if args.switch_rule == "uniform":
+                chosen = torch.multinomial(torch.ones_like(scores), 1).squeeze(1)
             skip = torch.rand(len(tasks), device=tasks.device) < self.own_policy_prob  # [N]
             due = torch.as_tensor(episode_lengths % args.switch_period == 0, device=tasks.device)  # [N]
             self.policies = torch.where(due, torch.where(skip, tasks, chosen), self.policies)  # task i's own is i
-            self.totals[:, -1] += scores[tasks, self.policies] - scores.diagonal()
             mean, log_std = mean[self.policies, tasks], log_std[self.policies, tasks]  # [N, A]
-        self.totals[tasks, self.policies] += 1
+        self.counts[tasks, self.policies] += 1
         noise = torch.zeros_like(mean) if self.mean_actions else torch.randn_like(mean)
         return squash(mean, log_std, noise)[0].cpu().numpy()
 
@@ -291,10 +356,10 @@ class ReplayBuffer:
             field[self.added % self.capacity] = torch.as_tensor(value, dtype=torch.float32)
         self.added += 1
 
-    def sample(self, batch_size: int) -> Batch:
+    def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Batch:
         """Draw B transitions of each task, with replacement."""
         size, N = min(self.added, self.capacity), len(self.tasks)
-        index = torch.randint(size, (N, batch_size), device=self.tasks.device)  # [N, B]
+        index = torch.randint(size, (N, batch_size), device=self.tasks.device, generator=generator)  # [N, B]
         return Batch(*(field[index, self.tasks] for field in self.data))
 
     def state_dict(self) -> dict:  # by way of NumPy, because a slice of a tensor is saved with all of its storage
@@ -391,6 +456,7 @@ def main(argv: list[str] | None = None) -> Agent | None:
     keep_freed_memory()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.num_threads)
+    torch.set_float32_matmul_precision(args.matmul_precision)
     device, signals = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu"), []
     for number in (signal.SIGINT, signal.SIGTERM):  # the first stops after this turn, a second one at once
         signal.signal(number, lambda number, _: (signals.append(number), signal.signal(number, signal.SIG_DFL)))
@@ -465,7 +531,7 @@ class Run:
         if state:  # all that changes in training, but for the environments, which start new episodes
             for name, part in parts.items():
                 part.load_state_dict(state[name])
-            mixture.totals.copy_(state["totals"])
+            mixture.counts.copy_(state["counts"])
             torch.set_rng_state(state["rng"])
             torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
         if args.eval_only:
@@ -501,8 +567,11 @@ class Run:
 
     def evaluate(self, global_step: int) -> None:
         """Evaluate the tasks' own policies, and if asked for their mixtures: rows of a CSV file, a table, a video."""
-        args, envs, totals, found = self.args, self.envs, self.mixture.totals, {}
-        statistics = (totals / totals[:, :-1].sum(1, keepdim=True)).cpu().numpy()  # [N, P + 1], NaN of no steps
+        args, envs, counts, found = self.args, self.envs, self.mixture.counts, {}
+        shares = (counts / counts.sum(1, keepdim=True)).cpu().numpy()  # [N, P], of steps in training; NaN of none
+        generator = torch.Generator(counts.device).manual_seed(global_step)  # so that training draws what it would
+        states = self.parts["replay"].sample(AGREEMENT_STATES, generator).obs  # [N, B, O]
+        agreement, gap = (x.cpu().numpy() for x in switch_agreement(self.mixture.agent, states))  # [N]
         for acting in ("own", "mixture") if args.eval_mixture or args.eval_only else ("own",):
             actor = Mixture(self.mixture.agent, args, own_policy_prob=float(acting == "own"), mean_actions=True)
             video = self.dir / "videos" / f"{acting}-{global_step}.mp4" if args.capture_video else None
@@ -511,10 +580,12 @@ class Run:
         if self.interrupted:
             return
         for acting, rows in found.items():
+            rows = rows.assign(agreement=agreement, gap=gap)
             if acting == "own" and not args.eval_only:
-                totals.zero_()
-                rows[[f"acted/{task}" for task in envs.tasks]] = statistics[:, :-1]  # in training
-                self.log("switch", {"own_policy": statistics.diagonal(), "advantage": statistics[:, -1]}, global_step)
+                counts.zero_()
+                rows[[f"acted/{task}" for task in envs.tasks]] = shares
+                switch = {"own_policy": shares.diagonal(), "agreement": agreement, "gap": gap}
+                self.log("switch", switch, global_step)
             if not args.eval_only:
                 self.log({"own": "eval", "mixture": "eval_mixture"}[acting], rows[[*envs.metrics]], global_step)
             rows = rows.assign(global_step=global_step, acting=acting)[["global_step", "acting", *rows]]
@@ -529,7 +600,7 @@ class Run:
             tasks = {self.envs.tasks[k % N] for size, k in bad if size % N == 0}  # stacks of other sizes are shared
             raise FloatingPointError(f"weights are not finite, of {', '.join(sorted(tasks)) or 'all tasks'}")
         self.writer.flush()
-        state = {name: part.state_dict() for name, part in self.parts.items()} | {"totals": self.mixture.totals}
+        state = {name: part.state_dict() for name, part in self.parts.items()} | {"counts": self.mixture.counts}
         state |= {SCRIPT.name: vars(self.args) | {"resume": None}, "tasks": self.envs.tasks, "global_step": global_step}
         state |= {"csv_size": self.csv.stat().st_size, "interrupted": self.interrupted, "wandb_id": self.wandb_id}
         state |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}

@@ -92,7 +92,7 @@ SETTINGS = {
         paper="30e6",
         laptop="2e6",
         # 50 episodes would take ten minutes each time.
-        flags="--eval-episodes 5 --eval-frequency 200_000 --hidden-sizes 400 400",
+        flags="--eval-episodes 5 --eval-frequency 100_000 --hidden-sizes 400 400",
         separate="--batch-size 1280 --train-frequency 10 --learning-starts 75_000",
         shared="--batch-size 26 --gradient-steps 5 --learning-starts 1_500 --buffer-size 20_000",
     ),
@@ -120,8 +120,12 @@ METHODS = {
     "qmp-uniform-period-10": "--switch-rule uniform --switch-period 10",
     "qmp-uniform-own-80": "--switch-rule uniform --own-policy-prob 0.8",
     "qmp-uniform-own-60": "--switch-rule uniform --own-policy-prob 0.6",
-    "qmp-softmax": "--switch-rule softmax",
+    "qmp-uniform-period-10-own-80": "--switch-rule uniform --switch-period 10 --own-policy-prob 0.8",
     "fully-shared": "--no-qmp --fully-shared",
+    "base-pcgrad": "--no-qmp --pcgrad",
+    "qmp-pcgrad": "--pcgrad",
+    "base-distill": "--no-qmp --distill-period 10_000",
+    "qmp-distill": "--distill-period 10_000",
     "base-double-tanh": "--no-qmp --double-tanh",
     "qmp-double-tanh": "--double-tanh",
     "qmp-double-tanh-own-999": "--double-tanh --own-policy-prob 0.999",
@@ -130,6 +134,8 @@ METHODS = {
 }
 # Methods of one script.
 ONLY = {method: "qmp_mtsac" for method in METHODS if method == "fully-shared" or "double-tanh" in method}
+ONLY |= dict.fromkeys(("base-pcgrad", "qmp-pcgrad"), "qmp_mtsac")
+ONLY |= dict.fromkeys(("base-distill", "qmp-distill"), "qmp_dnc")
 ONLY |= dict.fromkeys(("base-quantile-90", "qmp-quantile-90"), "qmp_uds")
 Script = Literal["qmp_sac", "qmp_mtsac", "qmp_dnc", "qmp_uds"]
 
