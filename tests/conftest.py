@@ -20,9 +20,9 @@ settings.load_profile("qmp")
 def unstack():
     """A function (net, i) -> slice i of a stacked perceptron, as plain `torch.nn.Linear` and ReLU with own memory."""
 
-    def unstack(net: nn.Sequential, i: int) -> nn.Sequential:
+    def unstack(net: nn.Module, i: int) -> nn.Sequential:
         layers = []
-        for stacked in (module for module in net if hasattr(module, "weight")):
+        for stacked in net.layers:
             _, fan_in, fan_out = stacked.weight.shape
             linear = nn.Linear(fan_in, fan_out, device=stacked.weight.device, dtype=stacked.weight.dtype)
             with torch.no_grad():

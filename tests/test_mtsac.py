@@ -18,7 +18,7 @@ F64 = torch.float64
 def plain(trunk, heads, s, i):
     """Trunk s and head i as plain `torch.nn` modules that share the memory of nothing."""
     layers = []
-    for layer, slot in [*((m, s) for m in trunk[0] if hasattr(m, "weight")), (heads, i)]:
+    for layer, slot in [*((layer, s) for layer in trunk[0].layers), (heads, i)]:
         linear = nn.Linear(layer.weight.shape[1], layer.weight.shape[2], dtype=layer.weight.dtype)
         with torch.no_grad():
             linear.weight.copy_(layer.weight[slot].T)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.testing import assert_close
 
-from qmp_sac import Actor, Agent, Args, Critic, StackedLinear, squash, stacked_mlp
+from qmp_sac import Actor, Agent, Args, Critic, StackedLinear, StackedMLP, squash
 
 SIZES = {
     "N": st.integers(1, 5),
@@ -60,22 +60,20 @@ def test_critic_equals_plain_networks(unstack, N, B, O, A, hidden_sizes, seed):
 
 @pytest.mark.parametrize("hidden_sizes", [(), (5,), (5, 6, 7)])
 def test_layers(hidden_sizes):
-    """As many layers as asked for, of the sizes asked for, with ReLU between them and not after the last."""
-    net = stacked_mlp(2, 3, *hidden_sizes, 4)
-    linear, rest = net[::2], net[1::2]
-    assert [layer.weight.shape for layer in linear] == [
+    """As many layers as asked for, of the sizes asked for."""
+    net = StackedMLP(2, 3, *hidden_sizes, 4)
+    assert [layer.weight.shape for layer in net.layers] == [
         (2, i, o) for i, o in zip((3, *hidden_sizes), (*hidden_sizes, 4), strict=True)
     ]
-    assert [type(module) for module in rest] == [nn.ReLU] * len(hidden_sizes)
 
 
 def test_log_std_is_clamped():
     """To [-20, 2], with the mean left alone."""
     actor = Actor(2, 3, 4, ())
     with torch.no_grad():
-        actor.net[-1].weight.zero_()
-        actor.net[-1].bias[0, 0] = torch.tensor([50.0, -50, 1, 2, -21, -20, 2, 3])
-        actor.net[-1].bias[1, 0] = torch.tensor([0.0, 0, 0, 0, -1e9, -19.9, 1.9, 1e9])
+        actor.net.layers[-1].weight.zero_()
+        actor.net.layers[-1].bias[0, 0] = torch.tensor([50.0, -50, 1, 2, -21, -20, 2, 3])
+        actor.net.layers[-1].bias[1, 0] = torch.tensor([0.0, 0, 0, 0, -1e9, -19.9, 1.9, 1e9])
     mean, log_std = actor(torch.randn(2, 5, 3))
     assert torch.equal(mean[0], torch.tensor([50.0, -50, 1, 2]).expand(5, 4))
     assert torch.equal(log_std[0], torch.tensor([-20.0, -20, 2, 2]).expand(5, 4))
@@ -120,7 +118,7 @@ def test_networks_start_as_linear():
     """Every layer of the policies and of both critics of every task."""
     torch.manual_seed(0)
     actor, qf = Actor(3, 39, 128, (96, 160)), Critic(3, 39, 4, (96, 160))
-    for layer in [*actor.net[::2], *qf.net[:-1:2]]:
+    for layer in [*actor.net.layers, *qf.net.layers[:-1]]:
         check_initialisation(layer.weight, layer.bias)
     q1, q2 = qf(torch.ones(3, 1, 39), torch.ones(3, 1, 4))
     assert torch.cat([q1, q2]).unique().numel() == 6  # no two critics alike

@@ -167,8 +167,9 @@ def test_task_learns_from_its_own_data_alone(make_learner, i, perturbation):
 def set_constant(net, values):
     """Make a stack of networks answer `values` [S][out], whatever it is asked."""
     with torch.no_grad():
-        net[-1].weight.zero_()
-        net[-1].bias.copy_(torch.tensor(values, dtype=F64).view_as(net[-1].bias))
+        last = net.layers[-1]
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor(values, dtype=F64).view_as(last.bias))
 
 
 def test_noise_is_standard_normal(monkeypatch, make_learner):
@@ -197,7 +198,7 @@ def test_only_termination_stops_the_bootstrap(make_learner, fixed_noise):
     set_constant(agent.qf_target.net, [3.0, 8, 5, 7])  # the minimum is Q1 in task 0, Q2 in task 1
     minimum, q = [3.0, 7.0], [[0.0, 0.0], [1.0, -1.0]]
     set_constant(agent.qf.net, [0.0, 0, 1, -1])
-    optimizers["q"] = torch.optim.SGD([agent.qf.net[-1].bias], lr=0.1)
+    optimizers["q"] = torch.optim.SGD([agent.qf.net.layers[-1].bias], lr=0.1)
     data = random_batch(N, B, O, A)._replace(
         rewards=torch.tensor([[1.0, 2, 3, 4], [-1, 0, 10, 0]], dtype=F64),
         terminations=torch.tensor([[0.0, 1, 0, 1], [0, 0, 0, 1]], dtype=F64),
@@ -217,7 +218,7 @@ def test_only_termination_stops_the_bootstrap(make_learner, fixed_noise):
             assert loss[i].item() == pytest.approx(np.mean([(q[c][i] - y) ** 2 for y in targets[i]]), rel=1e-12)
             # The gradient by the output's bias is that of the mean squared error of this critic and task alone.
             moved[c][i] = q[c][i] - 0.1 * 2 * np.mean([q[c][i] - y for y in targets[i]])
-            assert agent.qf.net[-1].bias[c * N + i].item() == pytest.approx(moved[c][i], rel=1e-12)
+            assert agent.qf.net.layers[-1].bias[c * N + i].item() == pytest.approx(moved[c][i], rel=1e-12)
     # The policies are rated by the critics that have just learned, and by alpha of before.
     for i in range(N):
         expected = alpha[i] * log_prob - min(moved[0][i], moved[1][i])
@@ -251,7 +252,7 @@ def test_each_loss_moves_its_own_parameters(make_learner, part):
         optimizers[name].param_groups[0]["lr"] = 0.1 * (part == learned)
     if part == "qf_target":
         with torch.no_grad():
-            agent.qf.net[-1].bias += 1
+            agent.qf.net.layers[-1].bias += 1
     before = state_of(agent)
     update(agent, optimizers, random_batch(N, B, O, A), args)
     after = state_of(agent)

@@ -31,9 +31,8 @@ def pairs(agent, plain):
     for i, one in enumerate(plain):
         nets = (agent.actor.net, i, one.actor.net), *((agent.qf.net, q * N + i, one.qf[q]) for q in (0, 1))
         for net, k, plain_net in nets:
-            for stacked, layer in zip(net, plain_net, strict=True):
-                if hasattr(layer, "weight"):
-                    yield (stacked.weight[k], stacked.bias[k, 0]), layer
+            for stacked, layer in zip(net.layers, plain_net[::2], strict=True):
+                yield (stacked.weight[k], stacked.bias[k, 0]), layer
 
 
 def test_plain_agents_learn_as_the_stack_does(both, fixed_noise):
