@@ -428,6 +428,22 @@ def test_frequency_of_own_policy(period):
     assert correlation.abs().max() < 4 / len(skipped) ** 0.5
 
 
+def test_an_evaluated_mixture_never_skips_the_switch():
+    torch.manual_seed(0)
+    agent = Agent(4, 3, 2, Args(hidden_sizes=(16,)))
+    seen = set()
+    for states in np.random.default_rng(0).normal(size=(20, 4, 3)):
+        chosen = []
+        for probability in (0.0, 1.0):
+            args = Args(own_policy_prob=probability)
+            mixture = Mixture(agent, args, use_switch=True, mean_actions=True)
+            mixture.act(states, np.zeros(4, dtype=int))
+            chosen.append(mixture.policies)
+        assert torch.equal(*chosen)
+        seen.update((chosen[0] == OWN).tolist())
+    assert seen == {True, False}  # own policies are chosen, and others
+
+
 def test_own_policies_act_as_single_policies_without_critics():
     """As the base method has it: from the global random numbers, a draw for each task."""
     N, O, A = 4, 3, 2
