@@ -534,7 +534,7 @@ class ReplayBuffer:
 
 # ALGO LOGIC: learning
 def step_optimizer(optimizer: torch.optim.Optimizer, losses: Tensor) -> None:
-    """Descend the sum of per-task losses: one Adam over the stack then equals one per task."""
+    """Descend the sum of losses [..., N]: one Adam over the stack then equals one per task."""
     parameters = optimizer.param_groups[0]["params"]
     optimizer.zero_grad()
     losses.sum().backward(inputs=parameters)  # the actor's loss leaves the critics alone
@@ -587,7 +587,7 @@ def distill(agent: Agent, optimizers: dict, rb: ReplayBuffer, args: Args) -> Non
 
 
 def update(agent: Agent, optimizers: dict, data: Batch, args: Args) -> dict[str, Tensor]:
-    """One SAC update of all tasks at once. Returns what to log, each [N]."""
+    """One SAC update of all tasks, from a batch [N, B, ...]. Returns what to log, each [N]."""
     noise = torch.randn(2, *data.actions.shape, device=data.obs.device)  # [2, N, B, A]
     alpha = agent.log_alpha.detach().exp()[:, None]  # [N, 1]
 
@@ -689,7 +689,12 @@ def train(args: Args, checkpoint: dict | None, cleanup: contextlib.ExitStack) ->
     method = SCRIPT if args.qmp else f"{SCRIPT}-no-qmp"
     env_name = args.env_id.replace(":", "-")[:150]  # a file's name has at most 255 bytes
     run_name = f"{env_name}__{method}__{args.seed}__{int(time.time())}"
-    run_dir = Path(args.resume or args.run_dir or f"runs/{run_name}").absolute()
+    run_dir = Path("runs", run_name)
+    if args.run_dir:
+        run_dir = Path(args.run_dir)
+    if args.resume:
+        run_dir = Path(args.resume)
+    run_dir = run_dir.absolute()
     if run_dir.exists() and not args.resume:
         raise gym.error.Error(f"{run_dir} exists; choose another --run-dir, or --resume it")
 
@@ -716,7 +721,8 @@ def train(args: Args, checkpoint: dict | None, cleanup: contextlib.ExitStack) ->
     eval_envs = make_vec(args.env_id, args.vectorization, render_mode)
     cleanup.callback(eval_envs.close)
     if checkpoint and checkpoint["tasks"] != envs.tasks:
-        raise gym.error.Error(f"the tasks of this run are {', '.join(checkpoint['tasks'])}")
+        names = ", ".join(checkpoint["tasks"])
+        raise gym.error.Error(f"the tasks of this run are {names}")
     N = envs.num_envs
     O = envs.single_observation_space.shape[0]
     A = envs.single_action_space.shape[0]
@@ -800,7 +806,8 @@ def train(args: Args, checkpoint: dict | None, cleanup: contextlib.ExitStack) ->
     save_evaluations()
 
     replay_size = sum(field.nbytes for field in rb.data) / 2**30
-    print(f"{args.env_id}: {', '.join(envs.tasks)}; {device}; replay of {replay_size:.1f} GiB")
+    names = ", ".join(envs.tasks)
+    print(f"{args.env_id}: {names}; {device}; replay of {replay_size:.1f} GiB")
     print(f"results in {run_dir}, from step {first_step:,} on")
     # A checkpoint cuts off the episodes that have not ended.
     checkpoint_steps = args.checkpoint_frequency // N  # of each task
