@@ -211,10 +211,11 @@ def draw_controls():
     names += ("qmp-uniform-own-80", "qmp-uniform-own-60", "qmp-uniform-period-10-own-80")
     groups = list(get_groups(REACHER, "qmp_sac", names).values())
     first = success_of(REACHER)
+    over_training = [group.over_training(first, REACHING) for group in groups]
     columns = {
         "first stage,\nreaching tasks": [group.final(first, REACHING) for group in groups],
         "first stage,\nsparse task": [group.final(first, [SPARSE]) for group in groups],
-        "mean over\ntraining": [group.over_training(first, REACHING) for group in groups],
+        "over training,\nreaching tasks": over_training,
         "stages of 3,\nall tasks": [group.final(STAGES) for group in groups],
         "stages of 3,\ntask stay": [group.final(STAGES, [STAY]) for group in groups],
     }

@@ -215,8 +215,8 @@ METHODS = {
     "qmp-double-tanh-own-999": Method(
         "double tanh, own policy 99.9%",
         {"double_tanh": True, "own_policy_prob": 0.999},
-        ORANGE,
-        linestyle=DASHED,
+        BLUE,
+        linestyle=DOTTED,
         scripts=("qmp_mtsac",),
     ),
     # 10,000 steps are a quarter of PointReach's training.
