@@ -504,7 +504,7 @@ class ReplayBuffer:
         self.added = 0  # transitions of each task so far
 
     def add(self, obs, actions, rewards, next_obs, terminations) -> None:
-        """Store one transition of every task, arrays [N, ...]."""
+        """Store a transition of every task: [N, O], [N, A], [N], [N, O] and [N]."""
         i = self.added % self.capacity
         self.data.obs[i] = torch.as_tensor(obs)
         self.data.actions[i] = torch.as_tensor(actions)

@@ -499,7 +499,7 @@ class ReplayBuffer:
         self.added = 0  # transitions of each task so far
 
     def add(self, obs, actions, rewards, next_obs, terminations, failures) -> None:
-        """Store one transition of every task, arrays [N, ...]."""
+        """Store a transition of every task: [N, O], [N, A], [N], [N, O] and [N]."""
         i = self.added % self.capacity
         self.data.obs[i] = torch.as_tensor(obs)
         self.data.actions[i] = torch.as_tensor(actions)
@@ -589,7 +589,10 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
 def update(
     agent: Agent, optimizers: dict, data: Batch, borrowed: Batch, args: Args
 ) -> dict[str, Tensor]:
-    """One SAC update of all tasks, from a batch [N, B, ...]. Returns what to log, each [N]."""
+    """One SAC update of all tasks, from two batches [N, B, ...]: their own, and borrowed data.
+
+    Returns what to log, each [N].
+    """
     data, weights = share(agent.qf, data, borrowed, args.sharing_quantile)  # [N, 2 B] from here on
     noise = torch.randn(2, *data.actions.shape, device=data.obs.device)  # [2, N, B, A]
     alpha = agent.log_alpha.detach().exp()[:, None]  # [N, 1]
