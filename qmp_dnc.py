@@ -769,6 +769,7 @@ def train(args: Args, checkpoint: dict | None, cleanup: contextlib.ExitStack) ->
     record = {"script": SCRIPT, "git_commit": git.stdout.strip(), "args": vars(args)}
     record["tasks"] = envs.tasks
     record["versions"] = {name: version(name) for name in PACKAGES}
+    record["cpu"] = torch.backends.cpu.get_cpu_capability()  # results differ between kinds
     (run_dir / "args.json").write_text(json.dumps(record, indent=2))
     writer = cleanup.enter_context(SummaryWriter(run_dir, purge_step=first_step + 1))
     hyperparameters = [f"    {name}: {value}" for name, value in vars(args).items()]
