@@ -7,6 +7,7 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from unittest import mock
@@ -77,25 +78,23 @@ def same_runs(a, b):
 # Programs
 
 
-class Program:
+class Program(multiprocessing.get_context("fork").Process):
     """`python SCRIPT.py ARGV` in a fork of this process, after `prepare()` there."""
 
     def __init__(self, script, *argv, prepare=None):
         import torch._dynamo  # noqa: F401, or every fork would, which takes seconds
 
+        super().__init__()
         self.argv = [f"{script}.py", *map(str, argv)]
         self.prepare = prepare
-        self.log, output = os.pipe()
-        os.set_blocking(self.log, False)
-        self.text = ""
-        self.process = multiprocessing.get_context("fork").Process(target=self.run, args=(output,))
-        self.process.start()
-        os.close(output)
+        self.output = tempfile.TemporaryFile()
+        self.start()
 
-    def run(self, output):
+    def run(self):
         os.setsid()  # as a shell does; its processes are those of its session
-        os.dup2(output, 1)
-        os.dup2(output, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's "&" ignores
+        os.dup2(self.output.fileno(), 1)
+        os.dup2(self.output.fileno(), 2)
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)
         sys.argv = self.argv
@@ -104,34 +103,15 @@ class Program:
         runpy.run_path(str(ROOT / self.argv[0]), run_name="__main__")
         sys.stdout.flush()
 
-    def read(self):
+    @property
+    def text(self):
         """What it has printed so far, errors too."""
-        try:
-            while chunk := os.read(self.log, 2**16):
-                self.text += chunk.decode()
-        except BlockingIOError:
-            pass
-        return self.text
+        return os.pread(self.output.fileno(), 2**24, 0).decode()
 
-    def wait_for(self, text):
-        while text not in self.read():
-            assert self.process.is_alive(), self.text
-            time.sleep(0.02)
-
-    def finish(self, seconds=60):
-        """Its exit code, None if it does not end in time."""
-        end = time.monotonic() + seconds
-        while self.process.is_alive() and time.monotonic() < end:
-            self.read()
-            self.process.join(0.02)
-        code = self.process.exitcode
-        self.read()
-        return code
-
-    def processes_left(self, seconds=10):
-        """The processes of its session that do not end in some seconds; they are killed."""
-        end = time.monotonic() + seconds
-        while (left := members(self.process.pid)) and time.monotonic() < end:
+    def processes_left(self):
+        """The processes of its session that do not end in ten seconds; they are killed."""
+        end = time.monotonic() + 10
+        while (left := members(self.pid)) and time.monotonic() < end:
             time.sleep(0.02)
         for pid in left:
             os.kill(pid, signal.SIGKILL)
@@ -154,12 +134,12 @@ def members(session):
 def command(script, *argv, prepare=None):
     """Exit code and output of a program that ends by itself and leaves no process."""
     program = Program(script, *argv, prepare=prepare)
-    code = program.finish()
+    program.join(60)
     assert not program.processes_left(), program.text
-    return code, program.text
+    return program.exitcode, program.text
 
 
-def die():
+def die(*_):
     """End this process as `kill -9` does, or a lack of memory may."""
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -257,7 +237,6 @@ class Drift(gym.Env):
         self.task = task
 
     def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
         self.steps = 0
         return np.array([100 * self.task], np.float32), {}
 

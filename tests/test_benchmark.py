@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,15 +19,9 @@ import plot
 import pytest
 import run
 import tyro
+from helpers import ROOT
 
 import envs
-
-ROOT = Path(__file__).parent.parent
-TASK_FILE = """
-import gymnasium as gym
-def make_tasks(render_mode=None):
-    return {name: lambda: gym.make("Pendulum-v1", render_mode=render_mode) for name in ("a", "b")}
-"""
 
 # The authors split an iteration's gradient steps over separate agents, whose batches and replays of
 # 1e6 are their own, and each waits for `min_buffer_size`. A shared network has every gradient step,
@@ -87,8 +82,7 @@ def test_methods_change_the_arguments_that_they_name(name):
         found = vars(parse("Maze-v0", script, name, 1))
         default = vars(parse("Maze-v0", script, "qmp", 1))
         assert found == default | method.arguments
-        settings = {"script": script} | found
-        assert plot.find_method(settings, {}) == name
+        assert plot.find_method({"script": script} | found, {}) == name
         for key in default.keys() & plot.DEFAULTS.keys():
             assert plot.DEFAULTS[key] == default[key]
 
@@ -129,15 +123,12 @@ def test_a_killed_run_is_resumed(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     plan = tmp_path / "plan"
     words = ["python", "planned.py", "--total-timesteps", "9"]
-
-    def ways():
-        return [line for line in run.read_log(folder) if line.startswith("--")]
-
     plan.write_text("die save-die finish")
     assert run.execute(folder, words) == "" and run.is_finished(folder, words)
     assert run.is_finished(folder, ["python", "planned.py", "--total-timesteps=9"])
     assert not run.is_finished(folder, [*words, "--seed", "2"])
-    assert ways() == ["--run-dir save-die", "--resume finish"]
+    ways = [line for line in run.read_log(folder) if line.startswith("--")]
+    assert ways == ["--run-dir save-die", "--resume finish"]
     assert len(list(tmp_path.glob("run__no-checkpoint__*"))) == 1  # kept, not deleted
     plan.write_text("save-die " * run.ATTEMPTS)
     assert "exit code -9" in run.execute(folder, words) and not plan.read_text()
@@ -146,26 +137,29 @@ def test_a_killed_run_is_resumed(tmp_path, monkeypatch):
     assert "exit code 2" in run.execute(folder, words) and plan.read_text() == "finish"
 
 
-def start_benchmark(folder, *flags):
-    words = [sys.executable, ROOT / "benchmark" / "run.py", "--runs", "runs", "--seeds", "1"]
-    words += ["--env-ids", "my_tasks:make_tasks", "--methods", "base", "--jobs", "2", *flags]
-    (folder / "my_tasks.py").write_text(TASK_FILE)
+def start_benchmark(program, folder, flags):
+    words = f"--runs runs --seeds 1 --methods base --jobs 2 {flags}".split()
+    words = [sys.executable, program, *words]
     return subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True)
 
 
-def test_failures_are_shown_and_own_tasks_are_found(tmp_path):
-    flags = "--total-timesteps 400 --learning-starts 100 --eval-episodes 1 --hidden-sizes 8"
-    flags += " --scripts qmp_sac qmp_mtsac --pcgrad"  # which qmp_sac.py lacks
-    process = start_benchmark(tmp_path, *flags.split())
+def test_failures_are_shown(tmp_path):
+    """By a copy of run.py with two scripts of its own, of which one fails."""
+    (tmp_path / "benchmark").mkdir()
+    program = shutil.copy(ROOT / "benchmark" / "run.py", tmp_path / "benchmark")
+    (tmp_path / "qmp_sac.py").write_text("exit('the disk is full')")
+    (tmp_path / "qmp_mtsac.py").write_text("")
+    process = start_benchmark(program, tmp_path, "--scripts qmp_sac qmp_mtsac")
     output, _ = process.communicate()
     assert process.returncode == 1
-    assert "qmp_sac__base__1: failed" in output and "Unrecognized options: --pcgrad" in output
-    folder = tmp_path / "runs" / "my_tasks-make_tasks__qmp_mtsac__base__1"
-    assert plot.read_run(folder).last_step() == 400
+    assert "qmp_sac__base__1: failed" in output and "the disk is full" in output
+    assert "qmp_mtsac__base__1: finished" in output
 
 
-def test_ctrl_c_ends_every_run(tmp_path):
-    process = start_benchmark(tmp_path, "--scripts", "qmp_sac", "--total-timesteps", "4e6")
+def test_own_tasks_are_found_and_ctrl_c_ends_every_run(tmp_path):
+    (tmp_path / "my_tasks.py").write_text("from envs.pointreach import make_tasks")
+    flags = "--env-ids my_tasks:make_tasks --scripts qmp_sac --total-timesteps 4e6"
+    process = start_benchmark(ROOT / "benchmark" / "run.py", tmp_path, flags)
     folder = tmp_path / "runs" / "my_tasks-make_tasks__qmp_sac__base__1"
     while not (folder / "checkpoint.pt").exists():
         assert process.poll() is None
@@ -183,23 +177,22 @@ def test_ctrl_c_ends_every_run(tmp_path):
 # TABLES AND PICTURES OF ONE'S OWN RUNS
 
 
-def make_run(folder, success, seed=1, tasks=("a", "b"), script="qmp_sac", metric="height", **args):
+def make_run(folder, success, seed=1, tasks=("a", "b"), metric="height", qmp=True, **args):
     """A run's folder: evaluations at steps 100, 200, ... with a mean success of the numbers."""
     folder.mkdir(parents=True)
-    args = {"env_id": "PointReach-v0", "seed": seed, "total_timesteps": 100 * len(success)} | args
-    args = {"qmp": True, "switch_period": 1, "batch_size": 32} | args
-    record = {"script": script, "args": args, "tasks": tasks}
+    args = {"switch_period": 1, "batch_size": 32, "qmp": qmp, "seed": seed} | args
+    args = {"env_id": "PointReach-v0", "total_timesteps": 100 * len(success)} | args
+    record = {"script": "qmp_sac", "args": args, "tasks": tasks}
     record |= {"git_commit": "abc", "versions": {"torch": "2"}}
     (folder / "args.json").write_text(json.dumps(record))
+    own = 0.75 if qmp else 1.0
     rows = []
     for t, value in enumerate(success, start=1):
         for i, task in enumerate(tasks):
             row = {"global_step": 100 * t, "acting": "own", "task": task, "success_rate": value}
             row |= {"episodic_return": -t - i, "episodic_length": 50, metric: t}
             row |= {"agreement": 0.5, "gap": 0.1}
-            own = 0.75 if args["qmp"] else 1.0
-            for policy in tasks:
-                row[f"acted/{policy}"] = own if policy == task else (1 - own) / (len(tasks) - 1)
+            row |= {f"acted/{tasks[i]}": own, f"acted/{tasks[1 - i]}": 1 - own}
             rows.append(row)
     pd.DataFrame(rows).to_csv(folder / "evaluations.csv", index=False)
     return folder
@@ -229,8 +222,7 @@ def test_a_comparison(tmp_path, pictures, capsys):
     assert (first["success"], first["success_low"], first["success_high"]) == (0.75, 0.5, 1.0)
     assert first["success_over_training"] == pytest.approx(1 / 3, abs=1e-4)
     assert first["return"] == -3.5 and math.isnan(first["success_of_mixture"])
-    output = capsys.readouterr().out
-    assert "0.75 [0.50, 1.00]" in output
+    assert "0.75 [0.50, 1.00]" in capsys.readouterr().out
     learning = pictures["PointReach-v0-learning.png"].axes
     lines = {line.get_label(): line for line in learning[0].lines}
     assert lines[names[0]].get_ydata().tolist() == [0, 0.25, 0.75]
@@ -262,7 +254,7 @@ def test_more_than_five_groups_have_more_pictures(tmp_path, pictures):
         assert len(axes.get_legend_handles_labels()[1]) == lines
 
 
-def test_what_cannot_be_read_stops_nobody(tmp_path, pictures, capsys):
+def test_what_cannot_be_read_or_written(tmp_path, pictures, capsys):
     good = make_run(tmp_path / "good", [0, 1])
     with open(good / "evaluations.csv", "a") as file:
         file.write("300,own,a,1,-3,50,3,0.5,0.1,0.75,0.25\n300,own,b,1,")
@@ -275,6 +267,9 @@ def test_what_cannot_be_read_stops_nobody(tmp_path, pictures, capsys):
     assert errors.count("is left out") == 3 and "shorter is left out: " in errors
     table = pd.read_csv(tmp_path / "plots" / tmp_path.name / "PointReach-v0-table.csv")
     assert table["steps"].tolist() == [200]
+    assert plot.main(plot.Args(runs=(tmp_path,), output=good / "args.json" / "below")) == 2
+    assert capsys.readouterr().err.endswith("choose a folder with --output\n")
+    assert plot.main(plot.Args(runs=(tmp_path / "nothing",))) == 2
 
 
 def test_pictures_of_another_comparison_are_kept(tmp_path):
@@ -287,17 +282,8 @@ def test_pictures_of_another_comparison_are_kept(tmp_path):
     many = [tmp_path / f"a-folder-with-a-long-name-{k}" for k in range(9)]
     names = {plot.find_output(runs, many[:k], None).name for k in range(4, 9)}
     assert len(names) == 5 and max(map(len, names)) < 120
-
-
-def test_runs_without_a_common_folder_need_output(tmp_path, capsys):
-    make_run(tmp_path / "run", [1])
-    (tmp_path / "file").touch()
-    args = plot.Args(runs=(tmp_path / "run",), output=tmp_path / "file" / "below")
-    assert plot.main(args) == 2
-    assert capsys.readouterr().err.endswith("choose a folder with --output\n")
     with pytest.raises(ValueError, match="no folder in common"):
         plot.find_output([plot.Run(Path("/a/x"), {}, None)], [Path("/a/x"), Path("/b/y")], None)
-    assert plot.main(plot.Args(runs=(tmp_path / "nothing",))) == 2
 
 
 # STATISTICS AND RESULTS
@@ -314,20 +300,16 @@ def test_statistics_of_few_and_of_many_seeds():
     assert math.isnan(figures.paper_at(figures.MAZE, "qmp_mtsac", "qmp", 100_000))
 
 
-@pytest.fixture
-def results(tmp_path, monkeypatch):
+def test_runs_are_collected_and_the_furthest_is_kept(tmp_path, monkeypatch):
+    results = tmp_path / "results"
     for module in (plot, figures):
-        monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
-    figures.read_evaluations.cache_clear()
-    yield tmp_path / "results"
-    figures.read_evaluations.cache_clear()
-
-
-def test_runs_are_collected_and_the_furthest_is_kept(tmp_path, results):
+        monkeypatch.setattr(module, "RESULTS", results)
+    uncached = figures.read_evaluations.__wrapped__
+    monkeypatch.setattr(figures, "read_evaluations", uncached)
     for seed in range(1, 6):
         make_run(tmp_path / f"base{seed}", [0, 0.5], seed, env_id="Maze-v0", qmp=False)
         make_run(tmp_path / f"qmp{seed}", [0, 1], seed, env_id="Maze-v0")
-    Path(f"{tmp_path}/qmp1.log").write_text("$ python x\nexit code 0 after 1.5 hours\n")
+    (tmp_path / "base1.log").write_text("$ python x\nexit code 0 after 1.5 hours\n")
     make_run(tmp_path / "unfinished", [0.5], 6, env_id="Maze-v0", total_timesteps=900)
     make_run(tmp_path / "unknown", [0.5], env_id="Maze-v0", switch_period=7)
     plot.collect(plot.find_runs([tmp_path]))
@@ -339,6 +321,7 @@ def test_runs_are_collected_and_the_furthest_is_kept(tmp_path, results):
     assert len(rows) == 10 * 2 * 2 + 2
     records = pd.read_csv(results / "runs.csv").set_index(["method", "seed"])
     assert records["global_step"].loc[("qmp", 1)] == 300
+    assert records["hours"].loc[("base", 1)] == 1.5
     assert records["global_step"].loc[("qmp", 2)] == 200 and len(records) == 10
     group = figures.get_group("Maze-v0", "qmp_sac", "qmp")
     assert (len(group.seeds), group.end()) == (5, 200)

@@ -1,32 +1,28 @@
 """qmp_dnc.py: the KL penalty between policies, its weight, and distillation."""
 
 import copy
+import functools
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from helpers import F64, SHORT, checkpoint, make_learner, random_batch, rows, same, unstack
-from helpers import N as TASKS
+from helpers import F64, checkpoint, make_learner, random_batch, rows, same, train, unstack
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
 import qmp_dnc
-import qmp_sac
 from qmp_dnc import Args, ReplayBuffer, distill, kl_sums, update
 
 N, B, O, A = 3, 8, 4, 2
+batch = functools.partial(random_batch, qmp_dnc, N, B, O, A)
 
 
 def learner(args):
     torch.manual_seed(0)
     return make_learner(qmp_dnc, N, O, A, args)
-
-
-def batch():
-    return random_batch(qmp_dnc, N, B, O, A)
 
 
 def sums_of_torch(mean, log_std):
@@ -73,30 +69,24 @@ def test_an_update_pulls_each_policy_towards_the_others():
         assert (info["kl_penalty"] > 0).all() == (kl_coef > 0)
     pulls = [with_kl - without for without, with_kl in zip(steps[0.0], steps[beta], strict=True)]
 
-    states = data.obs.reshape(N * B, O)
     nets = [unstack(before, i) for i in range(N)]
-    outputs = [net(states).chunk(2, dim=-1) for net in nets]
-    gaussians = [Normal(mean, log_std.exp()) for mean, log_std in outputs]
-    fixed = [Normal(gaussian.mean.detach(), gaussian.stddev.detach()) for gaussian in gaussians]
+    outputs = torch.stack([net(data.obs.reshape(N * B, O)) for net in nets])
+    penalties = beta * sums_of_torch(*outputs.chunk(2, dim=-1)).mean(-1)
+    assert_close(info["kl_penalty"].double(), penalties.detach(), rtol=1e-6, atol=0)
     for i in range(N):
-        others = [kl_divergence(fixed[j], gaussians[i]).sum(-1).mean() for j in range(N) if j != i]
-        penalty = beta * sum(others)
-        assert_close(info["kl_penalty"][i].double(), penalty.detach(), rtol=1e-6, atol=0)
-        gradients = torch.autograd.grad(penalty, [*nets[i].parameters()])
+        gradients = torch.autograd.grad(penalties[i], [*nets[i].parameters()], retain_graph=True)
         for pull, gradient in zip(pulls, gradients, strict=True):
             assert_close(pull[i].squeeze(0), -gradient.t(), rtol=1e-5, atol=1e-8)
         assert sum(gradient.abs().sum() for gradient in gradients) > 0.01
 
 
 def test_without_penalty_it_is_qmp_sac(tmp_path):
-    for module, flags in ((qmp_sac, []), (qmp_dnc, ["--kl-coef", "0"])):
-        module.main([*SHORT, *flags, "--run-dir", str(tmp_path / module.__name__)])
-    folders = [tmp_path / name for name in ("qmp_sac", "qmp_dnc")]
-    sac, dnc = map(checkpoint, folders)
-    center = {name for name in dnc["agent"] if name.startswith("center.")}
-    assert sac["agent"].keys() == dnc["agent"].keys() - center and center
-    assert all(same(sac["agent"][name], dnc["agent"][name]) for name in sac["agent"])
-    assert rows(folders[0]).equals(rows(folders[1]))
+    train("qmp_sac", tmp_path / "sac")
+    train("qmp_dnc", tmp_path / "dnc", "--kl-coef 0")
+    sac, dnc = (checkpoint(tmp_path / name)["agent"] for name in ("sac", "dnc"))
+    center = {name for name in dnc if name.startswith("center.")}
+    assert center and same(sac, {name: dnc[name] for name in dnc.keys() - center})
+    assert rows(tmp_path / "sac").equals(rows(tmp_path / "dnc"))
 
 
 def filled(policy, steps=300):
@@ -172,17 +162,11 @@ def test_defaults():
     assert (args.kl_coef, args.distill_period, args.distill_steps) == (0.01, 0, 100)
 
 
-@pytest.mark.parametrize("frequency", [1, 3])
-def test_when_policies_are_distilled(tmp_path, frequency):
+def test_when_policies_are_distilled(tmp_path):
     """Every 200 steps, or in the next update phase; not before learning starts."""
     seen = []
-    flags = "--total-timesteps 900 --learning-starts 250 --distill-period 200 --eval-frequency 900"
-    flags += f" --train-frequency {frequency} --run-dir {tmp_path / 'run'}"
+    flags = "--total-timesteps 900 --learning-starts 250 --distill-period 200 --train-frequency 3"
     with mock.patch.object(qmp_dnc, "distill") as distilled:
-        distilled.side_effect = lambda agent, optimizers, rb, args: seen.append(rb.added * TASKS)
-        qmp_dnc.main([*SHORT, *flags.split()])
-    phases = [step for step in range(TASKS, 901, TASKS) if step // TASKS % frequency == 0]
-    expected = []
-    for multiple in (400, 600, 800):
-        expected.append(next(step for step in phases if step >= multiple))
-    assert seen == expected
+        distilled.side_effect = lambda agent, optimizers, rb, args: seen.append(5 * rb.added)
+        train("qmp_dnc", tmp_path / "run", flags)
+    assert seen == [405, 600, 810]  # update phases come every 15 steps of the five tasks

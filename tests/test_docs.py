@@ -8,12 +8,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import run as benchmark
 import torch
 import tyro
-from helpers import ROOT, SCRIPTS, scalars
+from helpers import ROOT, SCRIPTS, TASKS, rows, scalars, train
 
 import envs
 import qmp_sac
@@ -21,17 +20,14 @@ import qmp_sac
 README, BENCHMARK = ROOT / "README.md", ROOT / "benchmark" / "README.md"
 TABLES = ROOT / "benchmark" / "results" / "README.md"
 PAGES = [README, *(ROOT / "docs" / f"{name}.md" for name in SCRIPTS)]
-EVALUATION = {"eval_frequency", "eval_episodes"}
 SMALL = ["--hidden-sizes=8", "--batch-size=4", "--eval-episodes=1"]
 CODE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 
-def by_name(path):
-    return str(path.relative_to(ROOT))
-
-
-def python_blocks(page):
-    return [text for language, text in CODE.findall(page.read_text()) if language == "python"]
+def python_block(page, word):
+    """The first block of Python on a page that has a word in it."""
+    blocks = CODE.findall(page.read_text())
+    return next(text for language, text in blocks if language == "python" and word in text)
 
 
 def commands(text):
@@ -45,22 +41,21 @@ def commands(text):
 def run_short(module, flags):
     """Run a command with small networks and a two hundredth of its steps."""
     args = tyro.cli(module.Args, args=flags)
+    names = {"total_timesteps", "learning_starts", "checkpoint_frequency", "distill_period"}
+    if args.resume and "--total-timesteps" not in flags:
+        names.remove("total_timesteps")  # those of the run
     short = []
-    for name in ("total_timesteps", "learning_starts", "checkpoint_frequency", "distill_period"):
-        is_of_the_run = (
-            args.resume and name == "total_timesteps" and "--total-timesteps" not in flags
-        )
-        if getattr(args, name, None) is not None and not is_of_the_run:
+    for name in names:
+        if getattr(args, name, None) is not None:
             short.append(f"--{name.replace('_', '-')}={getattr(args, name) // 200}")
     run_dir = Path(args.resume or args.run_dir or f"runs/{len(list(Path('runs').glob('*')))}")
     short += [] if args.resume else [f"--run-dir={run_dir}"]
     agent = module.main([*flags, *SMALL, *short, "--eval-frequency=1_000_000"])  # once, at the end
-    table = pd.read_csv(run_dir / "evaluations.csv")
-    assert table["global_step"].max() >= args.total_timesteps // 200
+    assert rows(run_dir)["global_step"].max() >= args.total_timesteps // 200
     assert all(parameter.isfinite().all() for parameter in agent.parameters())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=by_name)
+@pytest.mark.parametrize("page", PAGES, ids=str)
 def test_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     """In an empty folder, `make train` too; where training takes long the arguments are read."""
     monkeypatch.chdir(tmp_path)
@@ -68,13 +63,13 @@ def test_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     for name in ("Makefile", "requirements.txt"):
         shutil.copy(ROOT / name, name)
     words = ["make", "--dry-run", "train"]
-    train = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    make_train = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     for language, text in CODE.findall(page.read_text()):
-        text = text.replace("make train ", train.replace(".venv/bin/", ""))
+        text = text.replace("make train ", make_train.replace(".venv/bin/", ""))
         if language == "python":
             if file := re.match(r"# (\w+\.py)\n", text):
                 Path(file[1]).write_text(text)
-            exec(compile(text, by_name(page), "exec"), {"__name__": "page"})
+            exec(compile(text, page, "exec"), {"__name__": "page"})
         for module, flags in commands(text):
             if "--help" in flags:
                 with pytest.raises(SystemExit, match="0"):
@@ -95,22 +90,18 @@ def test_policy_of_the_readme_acts_as_in_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_short(qmp_sac, ["--run-dir", "runs/first"])
     page = {}
-    exec(next(text for text in python_blocks(README) if "checkpoint" in text), page)
-    agent, args, vec = page["agent"], page["args"], page["vec"]
-    table = pd.read_csv("runs/first/evaluations.csv").iloc[-vec.num_envs :]
+    exec(python_block(README, "checkpoint"), page)
+    args, vec = page["args"], page["vec"]
+    table = rows(Path("runs/first")).iloc[-vec.num_envs :]
     seed = [args.seed, int(table["global_step"].iloc[0]), 2]
     again = envs.evaluate(vec, page["actor"], 1, seed)
     returns = table["episodic_return"].tolist()
     assert again["episodic_return"].tolist() == pytest.approx(returns, rel=1e-12)
-    own = qmp_sac.Mixture(agent, args, use_switch=False, mean_actions=True)
-    obs, _ = vec.reset(seed=1)
-    actions = page["actor"].act(obs, vec.episode_lengths)
-    assert actions == pytest.approx(own.act(obs, vec.episode_lengths), abs=1e-6)
 
 
 def test_copied_switch_scores_like_a_loop():
     """What docs/qmp_sac.md says to copy works without the rest of the project."""
-    text = python_blocks(ROOT / "docs" / "qmp_sac.md")[0]
+    text = python_block(ROOT / "docs" / "qmp_sac.md", "q_switch")
     functions = (qmp_sac.squash, qmp_sac.q_switch, qmp_sac.best_policies)
     head = "import math, torch\nfrom torch import Tensor, nn\n"
     head += "".join(inspect.getsource(function) for function in functions)
@@ -130,10 +121,7 @@ def test_copied_switch_scores_like_a_loop():
 
 def test_a_switch_rule_of_ones_own(tmp_path, monkeypatch):
     page = {"__name__": "page"}
-    exec(
-        next(text for text in python_blocks(ROOT / "docs" / "qmp_sac.md") if "my_switch" in text),
-        page,
-    )
+    exec(python_block(ROOT / "docs" / "qmp_sac.md", "my_switch"), page)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(qmp_sac, "Mixture", page["SoftmaxMixture"])
     run_short(qmp_sac, [])
@@ -149,7 +137,7 @@ def test_commands_with_the_papers_settings_are_those_of_the_benchmark():
                 words = benchmark.command(args.env_id, module.__name__, "qmp", 1, budget="paper")
                 expected = vars(tyro.cli(module.Args, args=words[2:]))
                 different = {name for name, x in vars(args).items() if x != expected[name]}
-                assert different <= EVALUATION
+                assert different <= {"eval_frequency", "eval_episodes"}
                 compared.append((module.__name__, args.env_id))
     assert ("qmp_sac", "MetaWorldMT10-v3") in compared
 
@@ -169,7 +157,7 @@ def test_flags_exist():
 LINKING = [README, *sorted(ROOT.glob("docs/*.md")), BENCHMARK, TABLES]
 
 
-@pytest.mark.parametrize("page", LINKING, ids=by_name)
+@pytest.mark.parametrize("page", LINKING, ids=str)
 def test_links(page):
     text = page.read_text()
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -185,12 +173,9 @@ def test_links(page):
     assert not re.search(r"(?<![\w.:/])/(home|root|work|usr|opt|Users)/", text)
 
 
-def test_readme_is_for_ten_minutes():
-    assert len(README.read_text().splitlines()) <= 210
-
-
-def test_pytorch_of_the_readme_is_the_pinned_one():
+def test_readme_is_for_ten_minutes_and_names_the_pinned_pytorch():
     texts = [path.read_text() for path in (README, ROOT / "requirements.txt")]
+    assert len(texts[0].splitlines()) <= 210
     pins = [re.search(r"torch==[\d.]+", text)[0] for text in texts]
     assert pins[0] == pins[1]
 
@@ -200,9 +185,8 @@ def test_environments_of_the_readme():
     table = re.findall(r"^\| (`\w+-v\d`.*?) \| ([\d, ;]+) \| (\d+) \|", README.read_text(), re.M)
     seen = {}
     for names, counts, limit in table:
-        for name, count in zip(
-            re.findall(r"`([^`]+)`", names), re.findall(r"\d+", counts), strict=True
-        ):
+        names, counts = re.findall(r"`([^`]+)`", names), re.findall(r"\d+", counts)
+        for name, count in zip(names, counts, strict=True):
             seen[name] = int(count), int(limit)
     expected = {}
     for name in envs.ENVIRONMENTS:
@@ -212,22 +196,17 @@ def test_environments_of_the_readme():
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_metrics_of_the_pages(tmp_path, monkeypatch, name):
+def test_metrics_of_the_pages(tmp_path, name):
     """The tables name what TensorBoard gets, and all of it."""
-    monkeypatch.chdir(tmp_path)
-    flags = "--run-dir runs/x --total-timesteps 500 --learning-starts 50 --eval-mixture"
-    flags += " --checkpoint-frequency 500 --eval-frequency 500"
-    importlib.import_module(name).main([*flags.split(), *SMALL])
-    tags = set(scalars(Path("runs/x")))
-    tasks = tuple(envs.make_tasks("PointReach-v0"))
+    train(name, tmp_path / "run", "--eval-mixture --checkpoint-frequency 600")
+    tags = set(scalars(tmp_path / "run"))
     logged = {tag for tag in tags if tag.count("/") == 1}
-    logged |= {tag.rpartition("/")[0] for tag in tags if tag.endswith(tasks)}
+    logged |= {tag.rpartition("/")[0] for tag in tags if tag.endswith(TASKS)}
     text = "".join((ROOT / "docs" / f"{page}.md").read_text() for page in {"qmp_sac", name})
     cells = re.findall(r"^\| (`(?:charts|eval|eval_mixture|switch|losses)/.*?) \|", text, re.M)
     documented = {metric for cell in cells for metric in re.findall(r"`([^`]+)`", cell)}
     documented -= {"eval/METRIC", "eval_mixture/..."}
     mixtures = {tag.replace("eval/", "eval_mixture/") for tag in documented if "eval/" in tag}
     assert logged == documented | mixtures
-    columns = pd.read_csv("runs/x/evaluations.csv").columns
-    undocumented = [column for column in columns if f"`{column}`" not in text]
-    assert undocumented == [f"acted/{task}" for task in tasks]
+    undocumented = [name for name in rows(tmp_path / "run") if f"`{name}`" not in text]
+    assert undocumented == [f"acted/{task}" for task in TASKS]

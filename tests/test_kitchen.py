@@ -66,16 +66,6 @@ def test_starts_at_the_goal_of_the_opposite_task(task):
     assert np.abs(inactive).max() < 0.007
 
 
-def test_servos_start_from_the_observed_position_with_actions_clipped():
-    env = KitchenMT10(0)
-    obs, _ = env.reset(seed=0)
-    for action in 2 * actions[:10]:
-        target = obs[:9] + 0.16 * np.clip(action, -1, 1)
-        obs, *_ = env.step(action)
-        target = np.clip(target, kitchen.SERVO_LOW, kitchen.SERVO_HIGH)
-        assert env.data.ctrl == pytest.approx(target, abs=1e-6)
-
-
 def reach_distances(env):
     """Of the fingers' midpoint and of `end_effector` from the element, by the other model."""
     model = load_model(visual=True)
@@ -94,16 +84,19 @@ def gaussian(x, bound, start):
 
 
 @every_task
-def test_reward_follows_from_the_state(task):
-    """On the way to the goal, and there."""
+def test_servos_and_rewards(task):
+    """Servos start from the observed position, with actions clipped; rewards until the goal."""
     env = KitchenMT10(task)
-    env.reset(seed=task)
+    obs, _ = env.reset(seed=task)
     joints, limit = env.element.joints, LIMITS[task]
     d0, r0 = math.dist(env.start[joints], env.goal[joints]), reach_distances(env)[1]
     rewards = []
     for share, action in zip(np.linspace(0, 0.9 * (1 - limit / d0), 25), actions, strict=False):
+        target = obs[:9] + 0.16 * np.clip(2 * action, -1, 1)
         env.data.qpos[joints] = (1 - share) * env.start[joints] + share * env.goal[joints]
-        obs, reward, terminated, truncated, info = env.step(action)
+        obs, reward, terminated, truncated, info = env.step(2 * action)
+        target = np.clip(target, kitchen.SERVO_LOW, kitchen.SERVO_HIGH)
+        assert env.data.ctrl == pytest.approx(target, abs=1e-6)
         d, r = math.dist(obs[joints], env.goal[joints]), reach_distances(env)[0]
         expected = 20 * (0.4 * gaussian(d, limit, d0) + 0.6 * gaussian(r, 0.08, r0) - 1)
         assert d >= limit and reward == pytest.approx(expected, abs=5e-5) and -20 <= reward <= 0

@@ -53,8 +53,7 @@ def test_critic_equals_plain_networks(N, B, O, A, hidden_sizes, seed):
 
 
 @pytest.mark.parametrize("hidden_sizes", [(), (5,), (5, 6, 7)])
-def test_layers(hidden_sizes):
-    """As many layers as asked for, of the sizes asked for."""
+def test_layers_have_the_sizes_asked_for(hidden_sizes):
     net = StackedMLP(2, 3, *hidden_sizes, 4)
     pairs = zip((3, *hidden_sizes), (*hidden_sizes, 4), strict=True)
     assert [layer.weight.shape for layer in layers(net)] == [(2, i, o) for i, o in pairs]

@@ -105,18 +105,6 @@ def test_q_switch_equals_double_loop(N, O, A, K, hidden_sizes, entropy, seed):
             assert chosen[i] == (i if own else row.index(largest))
 
 
-@pytest.mark.parametrize("K", [0, 1, 3])
-@pytest.mark.parametrize("N", [1, 2, 5])
-def test_tie_of_all_goes_to_own_policy(N, K):
-    """Critics that answer the same to every action."""
-    torch.manual_seed(0)
-    policies = constant_policies(torch.randn(N, 3), log_std=0.0)
-    noise = torch.randn(K, N, N, 3, dtype=F64) if K else None
-    chosen, scores = score(policies, linear_critic([[0.0] * N] * 2), noise=noise)
-    assert chosen.tolist() == list(range(N))
-    assert (scores == 0).all()
-
-
 def test_tie_with_own_policy_goes_to_own_and_of_others_to_the_lowest():
     """Five policies; 0, 2 and 4 do one thing, 1 and 3 another."""
     policies = constant_policies([-1.0, 1, -1, 1, -1])

@@ -4,25 +4,13 @@ import peers
 import pytest
 import speed
 import torch
-from helpers import fixed_noise, make_learner, unstack
+from helpers import fixed_noise, make_learner, random_batch, unstack
 
 import qmp_mtsac
 import qmp_sac
 from envs import make_tasks
 
 N, B, O, A = 3, 6, 5, 2
-
-
-@pytest.fixture
-def both():
-    """An agent with its optimizers, and plain agents with the same weights, in float64."""
-    torch.manual_seed(1)
-    args = qmp_sac.Args(hidden_sizes=(8, 8), q_lr=3e-4, policy_lr=3e-4)
-    agent, optimizers = make_learner(qmp_sac, N, O, A, args)
-    plain = [speed.plain_agent(O, A, args).double() for _ in range(N)]
-    for i, one in enumerate(plain):
-        one.load_state_dict(plain_weights(agent, i))
-    return args, agent, optimizers, plain
 
 
 def plain_weights(agent, i):
@@ -37,12 +25,26 @@ def plain_weights(agent, i):
     return state
 
 
-def test_plain_agents_learn_as_batched_ones_do(both):
-    args, agent, optimizers, plain = both
+def test_plain_agents_choose_and_learn_as_the_batched_one_does():
+    torch.manual_seed(1)
+    args = qmp_sac.Args(hidden_sizes=(8, 8), q_lr=3e-4, policy_lr=3e-4)
+    agent, optimizers = make_learner(qmp_sac, N, O, A, args)
+    plain = [speed.plain_agent(O, A, args).double() for _ in range(N)]
+    for i, one in enumerate(plain):
+        one.load_state_dict(plain_weights(agent, i))
+
+    own = torch.arange(N)
+    for _ in range(10):
+        obs = torch.randn(N, O).double()
+        noise = torch.randn(N, A).double()
+        mean, log_std = agent.actor(obs[None])
+        chosen, _ = qmp_sac.q_switch(mean, log_std, agent.qf, obs)
+        actions, _ = qmp_sac.squash(mean[chosen, own], log_std[chosen, own], noise)
+        torch.testing.assert_close(speed.plain_act(plain, obs, noise), actions)
+
     plain_optimizers = [speed.make_optimizers(one) for one in plain]
-    shapes = ((N, B, O), (N, B, A), (N, B), (N, B, O), (N, B))
     for _ in range(3):
-        data = qmp_sac.Batch(*(torch.rand(shape).double() for shape in shapes))
+        data = random_batch(qmp_sac, N, B, O, A)
         noise = torch.randn(2, N, B, A).double()
         with fixed_noise(noise):
             qmp_sac.update(agent, optimizers, data, args)
@@ -54,18 +56,6 @@ def test_plain_agents_learn_as_batched_ones_do(both):
         wanted = plain_weights(agent, i)
         for name, value in one.state_dict().items():
             torch.testing.assert_close(value, wanted[name], rtol=1e-7, atol=1e-9)
-
-
-def test_plain_agents_choose_as_the_switch_does(both):
-    _, agent, _, plain = both
-    own = torch.arange(N)
-    for _ in range(10):
-        obs = torch.randn(N, O).double()
-        noise = torch.randn(N, A).double()
-        mean, log_std = agent.actor(obs[None])
-        chosen, _ = qmp_sac.q_switch(mean, log_std, agent.qf, obs)
-        actions, _ = qmp_sac.squash(mean[chosen, own], log_std[chosen, own], noise)
-        torch.testing.assert_close(speed.plain_act(plain, obs, noise), actions)
 
 
 def test_a_table_of_every_part():

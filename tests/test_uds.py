@@ -6,22 +6,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import F64, Drift, fixed_noise, make_learner, random_batch
+from helpers import F64, Drift, fixed_noise, make_learner, random_batch, train
 from torch.testing import assert_close
 
 import qmp_sac
 import qmp_uds
-from envs.pointreach import TASKS
 from qmp_uds import Args, Batch, Critic, ReplayBuffer, share, update
 
 N, B, O, A = 3, 200, 4, 2
-SHORT = "--total-timesteps 120 --learning-starts 60 --hidden-sizes 8 --batch-size 4 --no-cuda"
-SHORT = [*SHORT.split(), "--eval-episodes", "1", "--eval-frequency", "1000"]
-
-
-def random_batches(B):
-    """Two random batches, the tasks' own and borrowed ones."""
-    return [random_batch(qmp_uds, N, B, O, A) for _ in range(2)]
 
 
 LENGTHS = {"success": 2, "fall": 3, "half": 4, "limit": 5}
@@ -87,9 +79,8 @@ def test_borrowed_transitions_are_other_tasks_relabelled(steps):
 def test_success_ends_the_own_task_alone(tmp_path):
     """In a run: what each task learns from, by task and step of the episode, and from whom."""
     lengths = torch.tensor([*LENGTHS.values()])
-    flags = ["--total-timesteps", "400", "--env-id", "test_uds:make_endings", "--min-reward", "-1"]
     with mock.patch.object(qmp_uds, "share", wraps=share) as shared:
-        qmp_uds.main([*SHORT, *flags, "--run-dir", str(tmp_path / "run")])
+        train("qmp_uds", tmp_path / "run", "--env-id test_uds:make_endings --min-reward -1")
     terminating = {1: ["success", "fall", "half"], 2: ["fall", "half"]}  # own batches, borrowed
     for argument, ends in terminating.items():
         batches = [call.args[argument] for call in shared.call_args_list]
@@ -112,28 +103,32 @@ def test_a_single_task_borrows_nothing():
 
 @pytest.mark.parametrize("quantile", [0.0, 0.3, 0.9, 1.0])
 def test_what_counts(quantile):
+    """In an update, too: by the critics as they are before it."""
     torch.manual_seed(0)
-    qf = Critic(N, O, A, (16,)).double()
-    data, borrowed = random_batches(B)
-    joined, weights = share(qf, data, borrowed, quantile)
+    args = Args(hidden_sizes=(16,), sharing_quantile=quantile)
+    agent, optimizers = make_learner(qmp_uds, N, O, A, args)
+    data, borrowed = (random_batch(qmp_uds, N, B, O, A) for _ in range(2))
+    joined, weights = share(agent.qf, data, borrowed, quantile)
     for field, own, other in zip(joined, data, borrowed, strict=True):
         assert torch.equal(field, torch.cat([own, other], 1))
     assert (weights[:, :B] == 1).all()
     for i in range(N):
-        own = torch.minimum(*qf(data.obs, data.actions))[i].detach().numpy()
-        others = torch.minimum(*qf(borrowed.obs, borrowed.actions))[i].detach().numpy()
+        own = torch.minimum(*agent.qf(data.obs, data.actions))[i].detach().numpy()
+        others = torch.minimum(*agent.qf(borrowed.obs, borrowed.actions))[i].detach().numpy()
         want = others > np.quantile(own, quantile) if quantile else np.ones(B, bool)
-        # but for rounding at the very quantile
+        # But for rounding at the very quantile.
         assert (weights[i, B:].numpy() != want).sum() <= 1
     low, high = {0.0: (1, 1), 0.3: (0.6, 0.8), 0.9: (0.02, 0.2), 1.0: (0, 0.02)}[quantile]
     assert low <= weights[:, B:].mean() <= high
+    shared = update(agent, optimizers, data, borrowed, args)["shared"]
+    assert_close(shared, weights[:, B:].mean(1).double())
 
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_update_is_that_of_sac_on_what_counts(kept):
     """By default the own and all borrowed transitions; with weights of 0 the own ones alone."""
     B, args = 8, Args(hidden_sizes=(16,))
-    data, borrowed = random_batches(B)
+    data, borrowed = (random_batch(qmp_uds, N, B, O, A) for _ in range(2))
     torch.manual_seed(0)
     agent, optimizers = make_learner(qmp_uds, N, O, A, args)
     joined = Batch(*(torch.cat(fields, 1) for fields in zip(data, borrowed, strict=True)))
@@ -158,40 +153,16 @@ def test_update_is_that_of_sac_on_what_counts(kept):
         assert_close(p, q, rtol=1e-9, atol=1e-11)
 
 
-def test_update_filters_by_its_quantile():
-    """With the quantile of the arguments, by the critics as they are before the update."""
-    torch.manual_seed(0)
-    data, borrowed = random_batches(B)
-    shared = []
-    for quantile in (0.0, 0.5, 0.9):
-        args = Args(hidden_sizes=(16,), sharing_quantile=quantile)
-        agent, optimizers = make_learner(qmp_uds, N, O, A, args)
-        _, weights = share(agent.qf, data, borrowed, quantile)
-        shared.append(update(agent, optimizers, data, borrowed, args)["shared"])
-        assert_close(shared[-1], weights[:, B:].mean(1).double())
-    assert (shared[0] == 1).all()
-    assert (shared[0] > shared[1]).all() and (shared[1] > shared[2]).all()
-
-
-@pytest.mark.parametrize(
-    "flags, expected",
-    [
-        ("--env-id PointReach-v0", [-50.0] * 4 + [-1.0]),
-        ("--env-id PointReach-v0 --min-reward -3.5", [-3.5] * len(TASKS)),
-        ("--env-id helpers:make_drift --min-reward 0", [0.0] * 3),
-    ],
-)
-def test_borrowed_transitions_get_the_minimum_reward(tmp_path, flags, expected):
-    """That of the environment, or the one asked for."""
+def test_borrowed_transitions_get_the_minimum_reward_of_the_environment(tmp_path):
+    minimum = torch.tensor([-50.0, -50, -50, -50, -1])
     with mock.patch.object(qmp_uds, "share", wraps=share) as shared:
-        qmp_uds.main([*SHORT, *flags.split(), "--run-dir", str(tmp_path / "run")])
-    assert shared.call_count == 60 // len(expected)  # an update in every iteration
+        train("qmp_uds", tmp_path / "run", "--batch-size 4")
+    assert shared.call_count == (600 - 80) // 5  # an update in every iteration
     for call in shared.call_args_list:
-        assert torch.equal(call.args[2].rewards, torch.tensor(expected)[:, None].expand(-1, 4))
+        assert torch.equal(call.args[2].rewards, minimum[:, None].expand(-1, 4))
 
 
 def test_a_users_environment_needs_its_minimum(tmp_path):
-    flags = ["--env-id", "helpers:make_drift", "--run-dir", str(tmp_path / "run")]
     with pytest.raises(gym.error.Error, match="--min-reward"):
-        qmp_uds.main([*SHORT, *flags])
+        train("qmp_uds", tmp_path / "run", "--env-id helpers:make_drift")
     assert not (tmp_path / "run").exists()

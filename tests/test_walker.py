@@ -1,6 +1,5 @@
 """envs/walker.py: model, rewards recomputed from the state, falls, the ceiling, full episodes."""
 
-from pathlib import Path
 from unittest import mock
 
 import gymnasium as gym
@@ -16,19 +15,18 @@ SITTING = np.array([-1.15, -0.84, 0.47, -0.15, -0.73, 0.51])
 LYING = np.array([8.0, 0.5, 1.5, 0, 0, 0, 0, 0, 0])  # qpos under the ceiling, in the air
 
 
-def put(env, qpos, qvel=0.0):
-    """Step without action from the given state."""
+def put(env, qpos):
+    """Step without action from the given state, at rest."""
     env.reset(seed=0)
-    env.data.qpos[:], env.data.qvel[:] = qpos, qvel
+    env.data.qpos[:], env.data.qvel[:] = qpos, 0.0
     return env.step(np.zeros(6, np.float32))
 
 
 def test_model_is_gymnasiums_but_for_a_foot_and_the_ceiling():
-    path = Path(gym.__file__).parent / "envs" / "mujoco" / "assets" / "walker2d_v5.xml"
-    original = mujoco.MjModel.from_xml_path(str(path))
+    original = gym.make("Walker2d-v5").unwrapped.model
     for task in range(4):
-        model, ceilings = Walker2dMT4(task).model, int(task == CRAWL)
-        assert model.ngeom == original.ngeom + ceilings
+        model = Walker2dMT4(task).model
+        assert model.ngeom == original.ngeom + (task == CRAWL)
         names = "body_mass body_inertia body_pos jnt_range dof_damping actuator_gear qpos0"
         for name in names.split():
             expected = getattr(original, name)
@@ -88,8 +86,8 @@ def test_reward(task):
     assert fast
 
 
-@pytest.mark.parametrize("task", [FORWARD, BALANCE])
-def test_starts(task):
+@pytest.mark.parametrize("task, random_steps", [(FORWARD, 5), (BALANCE, 10)])
+def test_starts(task, random_steps):
     """Noise on every coordinate, then random actions."""
     env = Walker2dMT4(task)
     with mock.patch.object(env, "_simulate") as simulate:
@@ -98,7 +96,7 @@ def test_starts(task):
             start = np.concatenate((env.data.qpos - env.model.qpos0, env.data.qvel))
             assert np.abs(start).max() <= 0.01 and len(np.unique(start)) == 18
     actions = np.stack([call.args[0] for call in simulate.call_args_list])
-    assert len(actions) == 50 * (10 if task == BALANCE else 5)
+    assert len(actions) == 50 * random_steps
     assert np.abs(actions).max() <= 1 and actions.std(0) == pytest.approx(1 / 3**0.5, rel=0.1)
 
 
@@ -135,24 +133,17 @@ def test_touching_the_ceiling_costs_ten_and_terminates():
         touched = height > 0.85  # half the torso's thickness below the ceiling
         assert terminated is touched and info == {"success": False}
         assert reward == pytest.approx(1 - 10 * touched, abs=0.5)
-    # Before and behind it, and in a task that has none, one may stand; velocities are clipped.
+    # Before and behind it, and in a task that has none, one may stand.
     for task, x in ((CRAWL, 1.0), (CRAWL, 15.0), (FORWARD, 8.0)):
-        velocities = [40, -40, 0, 0, 0, 0, 0, 0, 0]
-        obs, _, terminated, *_ = put(
-            Walker2dMT4(task), [x, 3.0, 0, -1, -1, 0, -1, -1, 0], velocities
-        )
-        assert terminated is False and obs[8:10].tolist() == [10, -10]
+        _, _, terminated, *_ = put(Walker2dMT4(task), [x, 3.0, 0, -1, -1, 0, -1, -1, 0])
+        assert terminated is False
 
 
 def test_render(opengl):
     """The ceiling is clearly blue, and spans the frame: the camera has followed."""
-    blue = []
-    for task in (FORWARD, CRAWL):
-        env = Walker2dMT4(task, render_mode="rgb_array")
-        put(env, LYING)
-        frame = env.render().astype(int)
-        assert frame.shape == (240, 320, 3)
-        blue.append(frame[..., 2] > frame[..., :2].max(-1) + 50)
-        env.close()
-    assert blue[0].mean() < 0.02 and blue[1].mean() > 0.05
-    assert blue[1][:, :60].any() and blue[1][:, -60:].any()
+    env = Walker2dMT4(CRAWL, render_mode="rgb_array")
+    put(env, LYING)
+    frame = env.render().astype(int)
+    is_blue = frame[..., 2] > frame[..., :2].max(-1) + 50
+    assert frame.shape == (240, 320, 3) and is_blue.mean() > 0.05
+    assert is_blue[:, :60].any() and is_blue[:, -60:].any()
