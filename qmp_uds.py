@@ -499,7 +499,7 @@ class ReplayBuffer:
         self.added = 0  # transitions of each task so far
 
     def add(self, obs, actions, rewards, next_obs, terminations, failures) -> None:
-        """Store a transition of every task: [N, O], [N, A], [N], [N, O] and [N]."""
+        """Store a transition of each task: obs, next_obs [N, O], actions [N, A], the rest [N]."""
         i = self.added % self.capacity
         self.data.obs[i] = torch.as_tensor(obs)
         self.data.actions[i] = torch.as_tensor(actions)
@@ -589,7 +589,7 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
 def update(
     agent: Agent, optimizers: dict, data: Batch, borrowed: Batch, args: Args
 ) -> dict[str, Tensor]:
-    """One SAC update of all tasks, from two batches [N, B, ...]: their own, and borrowed data.
+    """One SAC update of all tasks, from a batch of own and one of borrowed data, [N, B, ...] each.
 
     Returns what to log, each [N].
     """
@@ -779,7 +779,7 @@ def train(args: Args, checkpoint: dict | None, cleanup: contextlib.ExitStack) ->
     record = {"script": SCRIPT, "git_commit": git.stdout.strip(), "args": vars(args)}
     record["tasks"] = envs.tasks
     record["versions"] = {name: version(name) for name in PACKAGES}
-    record["cpu"] = torch.backends.cpu.get_cpu_capability()  # results differ between kinds
+    record["cpu"] = torch.backends.cpu.get_cpu_capability()  # on another kind results may differ
     (run_dir / "args.json").write_text(json.dumps(record, indent=2))
     writer = cleanup.enter_context(SummaryWriter(run_dir, purge_step=first_step + 1))
     hyperparameters = [f"    {name}: {value}" for name, value in vars(args).items()]

@@ -40,7 +40,6 @@ SPARSE = "reach-1-2-0-sparse"
 STAY = "stay"  # starts at its goal, so that its first stage is free
 REACHING = ("reach-0-1-2", "reach-0-1-3", "reach-1-3-2", SPARSE)
 POINTS = {2: "PointReach2-v0", 5: POINT, 9: "PointReach9-v0"}  # by number of tasks
-LIGHT_BLUE = "#7FB8D8"
 SOLVED = 0.9  # success of every task in one evaluation
 
 # The paper's curves, digitised from its main figure (within 1.5 points): success by steps.
@@ -419,7 +418,8 @@ def draw_knowing():
         tasks = tasks_of(env_id)
         sparse = [task for task in tasks if task.endswith("-sparse")]
         others = [task for task in tasks if task not in sparse]
-        rest = replace(group, title="mean of the other tasks", color=LIGHT_BLUE)
+        title = "mean of the other tasks" if sparse else "mean over tasks"
+        rest = replace(group, title=title, color="black")
         for axes, column in ((left, "agreement"), (right, "gap")):
             draw_curve(axes, replace(group, title="sparse task"), column, sparse)
             draw_curve(axes, rest, column, others)
@@ -429,7 +429,7 @@ def draw_knowing():
         seeds = describe_seeds([group])
         finish_curves(left, f"{name}, {SCRIPTS[script]} ({seeds})", "agreement")
         finish_curves(right, "", "gap to the own policy", is_share=False)
-    add_legend(figure, grid[:1, :1])
+    add_legend(figure, grid)
     return figure
 
 

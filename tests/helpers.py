@@ -92,7 +92,8 @@ class Program(multiprocessing.get_context("fork").Process):
 
     def run(self):
         os.setsid()  # as a shell does; its processes are those of its session
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's "&" ignores
+        # A shell's "&" makes its programs ignore Ctrl-C, and theirs too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(self.output.fileno(), 1)
         os.dup2(self.output.fileno(), 2)
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
@@ -106,7 +107,7 @@ class Program(multiprocessing.get_context("fork").Process):
     @property
     def text(self):
         """What it has printed so far, errors too."""
-        return os.pread(self.output.fileno(), 2**24, 0).decode()
+        return os.pread(self.output.fileno(), 2**24, 0).decode(errors="replace")
 
     def processes_left(self):
         """The processes of its session that do not end in ten seconds; they are killed."""

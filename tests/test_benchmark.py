@@ -192,7 +192,8 @@ def make_run(folder, success, seed=1, tasks=("a", "b"), metric="height", qmp=Tru
             row = {"global_step": 100 * t, "acting": "own", "task": task, "success_rate": value}
             row |= {"episodic_return": -t - i, "episodic_length": 50, metric: t}
             row |= {"agreement": 0.5, "gap": 0.1}
-            row |= {f"acted/{tasks[i]}": own, f"acted/{tasks[1 - i]}": 1 - own}
+            other = tasks[0] if i else tasks[1]
+            row |= {f"acted/{task}": own, f"acted/{other}": 1 - own}
             rows.append(row)
     pd.DataFrame(rows).to_csv(folder / "evaluations.csv", index=False)
     return folder

@@ -55,7 +55,7 @@ def run_short(module, flags):
     assert all(parameter.isfinite().all() for parameter in agent.parameters())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     """In an empty folder, `make train` too; where training takes long the arguments are read."""
     monkeypatch.chdir(tmp_path)
@@ -157,7 +157,7 @@ def test_flags_exist():
 LINKING = [README, *sorted(ROOT.glob("docs/*.md")), BENCHMARK, TABLES]
 
 
-@pytest.mark.parametrize("page", LINKING, ids=str)
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
 def test_links(page):
     text = page.read_text()
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -173,7 +173,7 @@ def test_links(page):
     assert not re.search(r"(?<![\w.:/])/(home|root|work|usr|opt|Users)/", text)
 
 
-def test_readme_is_for_ten_minutes_and_names_the_pinned_pytorch():
+def test_readme_is_short_and_names_the_pinned_pytorch():
     texts = [path.read_text() for path in (README, ROOT / "requirements.txt")]
     assert len(texts[0].splitlines()) <= 210
     pins = [re.search(r"torch==[\d.]+", text)[0] for text in texts]

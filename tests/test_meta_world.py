@@ -49,7 +49,7 @@ def step_both(ours, theirs, action):
 )
 @pytest.mark.filterwarnings("ignore:Constant")  # "Constant(s) may be too high"
 def test_equals_metaworld(name, touches, monkeypatch):
-    """Over a full scripted episode, in which the goal is reached; its classes are left alone."""
+    """Over a scripted episode that reaches the goal. Meta-World's own classes stay as they were."""
     classes = SawyerXYZEnv, ALL_V3_ENVIRONMENTS[name]
     before = [dict(vars(one)) for one in classes]
     ours, theirs, obs = start_both(name)

@@ -64,7 +64,7 @@ def make_plain(env, task):
 @every_task
 @pytest.mark.filterwarnings("ignore:Constant")  # "Constant(s) may be too high"
 def test_rewards_observations_and_motion_are_metaworlds(task):
-    """In the same state from the start to success, and by itself while the other object rests.
+    """They equal Meta-World's in the same state, and in motion until the other object is touched.
 
     But in drawer-close the handle is taken to be where it is, not 5 cm above.
     """

@@ -124,7 +124,7 @@ def test_what_follows_the_last_step(kind):
 
 @both_kinds
 def test_statistics_of_an_episode(kind):
-    """Success and metrics at their highest, told in any step, or by nobody, in any type."""
+    """Success and metrics are the highest of any step; infos may lack them or have other types."""
     heights = iter([1, 5, -2, -3, -1, -2])  # of two episodes
 
     def tell(info):

@@ -1,7 +1,9 @@
 """envs/pointreach.py: rewards and success by number, a layout that asks for a Q-switch."""
 
 import numpy as np
+import pandas as pd
 import pytest
+from helpers import ROOT
 
 from envs.pointreach import COLORS, GOALS, RADIUS, SPARSE, STEP, TASKS_OF_9, PointReach
 
@@ -79,3 +81,14 @@ def test_render_shows_goals_and_who_acted():
         assert pixel(*env.position) == (0, 0, 0)
         assert all(pixel(*GOALS[other]) == COLORS[other] for other in TASKS_OF_9[:-1])
     assert len(set(COLORS.values())) == 9
+
+
+def test_it_takes_the_q_switch():
+    """In the committed results QMP finds the sparse goal; its base and a uniform choice do not."""
+    table = pd.read_csv(ROOT / "benchmark" / "results" / "PointReach-v0.csv")
+    table = table.query("script == 'qmp_sac' and global_step == 40_000 and acting == 'own'")
+    success = table[table["task"] == SPARSE].groupby("method")["success_rate"]
+    methods = ["base", "qmp", "qmp-uniform"]
+    assert success.size()[methods].tolist() == [10, 10, 10]
+    base, qmp, uniform = success.sum()[methods]
+    assert base <= 1 and qmp >= 9 and uniform <= 2

@@ -95,3 +95,4 @@ def test_a_signal_to_the_main_process_or_to_all(tmp_path, kind, number):
     assert program.exitcode == (1 if number == SIGINT else -number), program.text
     assert not program.processes_left()
     assert program.text.count("Traceback") == (number == SIGINT), program.text
+    assert checkpoint(run_dir)["global_step"] > 0

@@ -304,13 +304,6 @@ def is_standard_normal(draws):
     return abs(draws.mean()) < bound and abs(draws.std() - 1) < bound
 
 
-def test_defaults_are_the_papers_experiments():
-    args = Args()
-    assert args.qmp and args.switch_rule == "argmax" and args.alpha == 1.0
-    assert args.switch_samples == 0 and not args.switch_entropy
-    assert args.switch_period == 1 and args.own_policy_prob == 0.0
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("K, entropy", [(0, False), (1, True), (3, False), (3, True)])
 def test_what_the_mixture_gives_to_the_switch(K, entropy):

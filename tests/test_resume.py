@@ -133,7 +133,7 @@ def test_a_longer_training_goes_on(tmp_path):
 
 @pytest.mark.parametrize("change", ["removed", "half a row less", "half a row more"])
 def test_evaluations_that_someone_touched(copied, capsys, change):
-    """They are made good; it is said, unless what was written after the checkpoint is cut off."""
+    """The file is repaired, with a warning unless only text after the checkpoint was cut off."""
     path = copied / "evaluations.csv"
     whole = path.read_text()
     touched = {"half a row less": whole[:-20], "half a row more": whole + "700,own"}

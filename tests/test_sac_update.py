@@ -224,27 +224,6 @@ def test_only_termination_stops_the_bootstrap():
         assert [x.item() for x in found] == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("autotune", [True, False])
-def test_alpha_follows_the_entropy(autotune):
-    """Up where entropy is below the target, down where it is above, still where it is met."""
-    N, B, O, A, args = 3, 4, 2, 2, Args(q_lr=0.01, hidden_sizes=(4,), autotune=autotune)
-    agent, optimizers = make_learner(qmp_sac, N, O, A, args)
-    entropy = [-4.0, 0.25, -2.0]  # the target is -2
-    # Without noise, at mean 0, log pi is A (-log std - log(2 pi) / 2).
-    log_std = [H / A - math.log(2 * math.pi) / 2 for H in entropy]
-    set_constant(agent.actor, [[0.0, 0.0, x, x] for x in log_std])
-    start = torch.tensor([0.5, -3.0, -1.0], dtype=F64)
-    agent.log_alpha.data = start.clone()
-    data = random_batch(qmp_sac, N, B, O, A)
-    with fixed_noise(torch.zeros(2, N, B, A, dtype=F64)):
-        info = update(agent, optimizers, data, args)
-    assert_close(info["entropy"].tolist(), entropy)
-    assert_close(info["alpha_loss"].tolist(), [-0.5 * 2, 3.0 * -2.25, 0.0], rtol=1e-9, atol=1e-12)
-    # The first step of Adam is the learning rate times the gradient's sign.
-    step = torch.tensor([0.01, -0.01, 0.0], dtype=F64) * autotune
-    assert_close(agent.log_alpha.detach() - start, step, rtol=1e-6, atol=1e-8)
-
-
 def fill(rb, N, steps):
     """Transition t of task i holds, in every field, numbers that tell i and t."""
     for t in range(steps):

@@ -1,6 +1,5 @@
-"""What speed.py measures does what the batched agent does, and its tables add up; peers.py too."""
+"""What speed.py measures does what the batched agent does, and its tables add up."""
 
-import peers
 import pytest
 import speed
 import torch
@@ -8,7 +7,6 @@ from helpers import fixed_noise, make_learner, random_batch, unstack
 
 import qmp_mtsac
 import qmp_sac
-from envs import make_tasks
 
 N, B, O, A = 3, 6, 5, 2
 
@@ -101,20 +99,3 @@ def test_a_planned_run_trains(tmp_path):
     seconds, memory, size = speed.run_short([*words, "--hidden-sizes", "4"], tmp_path / "run")
     assert seconds > 0.5 and memory > 1e8
     assert size == (tmp_path / "run" / "checkpoint.pt").stat().st_size
-
-
-def test_the_time_of_a_peer_s_step(monkeypatch, capsys):
-    """A start takes 7 s, a step of our ten tasks 0.02 s, and of a peer's one 0.004 s."""
-
-    def seconds(command, folder):
-        if "-c" in command:
-            return 7 + 0.004 * int(command[-1].rpartition("learn(")[2].strip().rstrip(")"))
-        args, _ = qmp_sac.parse_args(command[2:])
-        assert len(make_tasks(args.env_id)) == peers.N
-        return 7 + 0.002 * args.total_timesteps
-
-    monkeypatch.setattr(peers, "seconds", seconds)
-    peers.main(ours=("qmp_sac.py --no-qmp",), peers=("sbx=/python",), rounds=3)
-    _, ours, peer = capsys.readouterr().out.splitlines()
-    assert ours.split(maxsplit=2) == ["2.00", "1.00", "qmp_sac.py --no-qmp"]
-    assert peer.split(maxsplit=2) == ["4.00", "2.00", "sbx=/python"]
