@@ -40,6 +40,12 @@ SPARSE = "reach-1-2-0-sparse"
 STAY = "stay"  # starts at its goal, so that its first stage is free
 REACHING = ("reach-0-1-2", "reach-0-1-3", "reach-1-3-2", SPARSE)
 POINTS = {2: "PointReach2-v0", 5: POINT, 9: "PointReach9-v0"}  # by number of tasks
+KNOWING = (  # runs that logged agreement and gap
+    (POINT, "qmp_sac", "qmp"),
+    ("PointReach9-v0", "qmp_sac", "qmp"),
+    (REACHER, "qmp_sac", "qmp-period-10"),
+    (MAZE, "qmp_mtsac", "qmp"),
+)
 SOLVED = 0.9  # success of every task in one evaluation
 
 # The paper's curves, digitised from its main figure (within 1.5 points): success by steps.
@@ -406,28 +412,27 @@ def draw_locomotion():
 def draw_knowing():
     """Does the switch know, or guess?"""
     found = {}
-    for env_id, script in itertools.product(ENVIRONMENTS, SCRIPTS):
-        group = get_group(env_id, script, "qmp")
+    for env_id, script, method in KNOWING:
+        group = get_group(env_id, script, method)
         if group and group.having("agreement").seeds:
-            found[env_id, script] = group.having("agreement")
+            found[env_id] = group.having("agreement")
     if not found:
         return None
     figure, grid = new_figure(2, len(found), 2)
-    for (env_id, script), (left, right) in zip(found, grid, strict=True):
-        group = found[env_id, script]
+    for (env_id, group), (left, right) in zip(found.items(), grid, strict=True):
         tasks = tasks_of(env_id)
         sparse = [task for task in tasks if task.endswith("-sparse")]
         others = [task for task in tasks if task not in sparse]
         title = "mean of the other tasks" if sparse else "mean over tasks"
         rest = replace(group, title=title, color="black")
         for axes, column in ((left, "agreement"), (right, "gap")):
-            draw_curve(axes, replace(group, title="sparse task"), column, sparse)
+            draw_curve(axes, replace(group, title="sparse task", color=METHODS["qmp"].color), column, sparse)
             draw_curve(axes, rest, column, others)
         left.axhline(1 / len(tasks), color=GREY, linestyle=":")
         right.axhline(0, color=GREY, linestyle=":")
         name = env_id.partition("-v")[0]
         seeds = describe_seeds([group])
-        finish_curves(left, f"{name}, {SCRIPTS[script]} ({seeds})", "agreement")
+        finish_curves(left, f"{name}, {group.title} ({seeds})", "agreement")
         finish_curves(right, "", "gap to the own policy", is_share=False)
     add_legend(figure, grid)
     return figure
