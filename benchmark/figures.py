@@ -424,9 +424,10 @@ def draw_knowing():
         sparse = [task for task in tasks if task.endswith("-sparse")]
         others = [task for task in tasks if task not in sparse]
         title = "mean of the other tasks" if sparse else "mean over tasks"
+        alone = replace(group, title="sparse task", color=METHODS["qmp"].color)
         rest = replace(group, title=title, color="black")
         for axes, column in ((left, "agreement"), (right, "gap")):
-            draw_curve(axes, replace(group, title="sparse task", color=METHODS["qmp"].color), column, sparse)
+            draw_curve(axes, alone, column, sparse)
             draw_curve(axes, rest, column, others)
         left.axhline(1 / len(tasks), color=GREY, linestyle=":")
         right.axhline(0, color=GREY, linestyle=":")
