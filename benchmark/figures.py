@@ -303,7 +303,7 @@ def draw_selection():
 
 
 def steps_until_solved(group: Group, column: str, tasks) -> list[float]:
-    """Steps a task until every task succeeds, for the seeds in which this happens."""
+    """Steps per task until every task succeeds, for the seeds in which this happens."""
     curves = [group.curve(column, [task]) for task in tasks]
     worst = pd.concat(curves).groupby(level=0).min()  # [steps, seeds]
     found = []
@@ -340,7 +340,7 @@ def draw_scaling():
         left.plot(shares.keys(), shares.values(), marker="o", markersize=4, **style)
         right.plot(steps.keys(), steps.values(), **style)
     left.set_title("seeds that solve every task")
-    right.set_title("steps a task until then")
+    right.set_title("steps per task until then")
     left.set(ylim=(-0.03, 1.05), ylabel="share of seeds")
     right.set(ylim=(0, None))
     for axes in (left, right):
