@@ -219,16 +219,17 @@ def draw_controls():
     first = success_of(REACHER)
     over_training = [group.over_training(first, REACHING) for group in groups]
     columns = {
-        "first stage,\nreaching tasks": [group.final(first, REACHING) for group in groups],
+        "first stage,\nreaching\ntasks": [group.final(first, REACHING) for group in groups],
         "first stage,\nsparse task": [group.final(first, [SPARSE]) for group in groups],
-        "over training,\nreaching tasks": over_training,
-        "stages of 3,\nall tasks": [group.final(STAGES) for group in groups],
-        "stages of 3,\ntask stay": [group.final(STAGES, [STAY]) for group in groups],
+        "over training,\nreaching\ntasks": over_training,
+        "stages,\nall tasks": [group.final(STAGES) for group in groups],
+        "stages,\ntask stay": [group.final(STAGES, [STAY]) for group in groups],
     }
     figure, grid = new_figure(len(columns), 1, 0.9 + 0.28 * len(groups), sharey=True)
     for axes, (title, values) in zip(grid.flat, columns.items(), strict=True):
         draw_strips(axes, groups, values, title)
-        axes.set_xlim(0, 3.1 if title.startswith("stages") else 1.04)
+        highest = 3 if title.startswith("stages") else 1
+        axes.set(xlim=(0, 1.04 * highest), xticks=[0, highest])
     return figure
 
 
@@ -434,7 +435,7 @@ def draw_knowing():
         name = env_id.partition("-v")[0]
         seeds = describe_seeds([group])
         finish_curves(left, f"{name}, {group.title} ({seeds})", "agreement")
-        finish_curves(right, "", "gap to the own policy", is_share=False)
+        finish_curves(right, "", "gap", is_share=False)
     add_legend(figure, grid)
     return figure
 
