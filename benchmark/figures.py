@@ -318,6 +318,7 @@ def steps_until_solved(group: Group, column: str, tasks) -> list[float]:
 def draw_scaling():
     """Does it scale with the number of tasks?"""
     names = ("base", "qmp", "qmp-uniform", "qmp-uniform-period-10", "qmp-uniform-period-10-own-80")
+    middle = (len(names) - 1) / 2
     figure, ((left, right),) = new_figure(2)
     numbers = [N for N, env_id in POINTS.items() if len(read_evaluations(env_id))]
     if len(numbers) < 2:
@@ -333,7 +334,7 @@ def draw_scaling():
                 continue
             found = steps_until_solved(group, "success_rate", tasks_of(POINTS[N]))
             shares[N] = len(found) / len(group.seeds)
-            x = N + 0.15 * (k - 2)  # beside each other
+            x = N + 0.15 * (k - middle)  # beside each other
             dots = {"color": method.color, "markersize": 3, "alpha": 0.6}
             right.plot([x] * len(found), found, "o", **dots)
             if found:
