@@ -333,7 +333,7 @@ def test_runs_are_collected_and_the_furthest_is_kept(tmp_path, monkeypatch):
 def test_the_docs_show_the_committed_results():
     """The tables in README.md and benchmark/results/README.md are those of the CSV files."""
     readme = (ROOT / "README.md").read_text()
-    page = (ROOT / "docs" / "results.md").read_text()
+    page = (ROOT / "docs" / "qmp_dnc.md").read_text()
     assert figures.make_overview() in readme
     assert figures.make_details() in (figures.RESULTS / "README.md").read_text()
     seeds = figures.make_seeds().to_csv(index=False, float_format="%.4g")
