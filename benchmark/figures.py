@@ -150,7 +150,7 @@ def describe_seeds(groups) -> str:
         return "1 seed"
     if len(counts) == 1:
         return f"{counts[0]} seeds"
-    return f"{counts[0]} to {counts[-1]} seeds"
+    return f"{counts[0]}–{counts[-1]} seeds"
 
 
 def paper_at(env_id: str, script: str, method: str, step: float) -> float:
