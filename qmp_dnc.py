@@ -2,7 +2,7 @@
 
     python qmp_dnc.py                          # PointReach, five tasks: a few minutes on one core
     python qmp_dnc.py --no-qmp                 # the base method alone: Divide-and-Conquer
-    python qmp_dnc.py --distill-period 10_000  # all policies restart from a central one
+    python qmp_dnc.py --distill-period 11_000  # all policies restart from a central one
     python qmp_dnc.py --resume runs/x          # continue a run from its last checkpoint
 
 Q-switch Mixture of Policies (Zhang et al., ICLR 2025, arXiv 2302.00671): while a task collects

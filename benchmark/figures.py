@@ -175,7 +175,9 @@ def draw_paper(axes, env_id: str, script: str, end: float) -> None:
         axes.plot(steps, values, "o", mfc="white", markersize=4, label=label, **style)
 
 
-def draw_panel(axes, env_id: str, script: str, names, title: str, end=None, paper=False) -> None:
+def draw_panel(
+    axes, env_id: str, script: str, names, title: str, end=None, paper=False, note: str = ""
+) -> None:
     """Success of some methods of one script, mean over tasks, each as far as all its seeds are."""
     groups = []
     for name in names:
@@ -186,7 +188,7 @@ def draw_panel(axes, env_id: str, script: str, names, title: str, end=None, pape
             draw_curve(axes, group, success_of(env_id))
     if paper:
         draw_paper(axes, env_id, script, max(group.end() for group in groups))
-    finish_curves(axes, f"{title} ({describe_seeds(groups)})")
+    finish_curves(axes, f"{title} ({describe_seeds(groups)})\n{note}".strip())
 
 
 def add_legend(figure, grid, ncols: int = 3) -> None:
@@ -257,19 +259,22 @@ def draw_random():
 
 def draw_methods():
     """Does QMP add to other ways of sharing?"""
-    scripts = ("qmp_mtsac", "qmp_dnc", "qmp_uds")
-    names = ("base", "qmp", "base-pcgrad", "qmp-pcgrad", "base-distill", "qmp-distill")
-    names += ("base-quantile-90", "qmp-quantile-90")
-    figure, grid = new_figure(3, 2, 2.3, sharey=True)
-    cases = itertools.product((REACHER, POINT), scripts)
-    for axes, (env_id, script) in zip(grid.flat, cases, strict=True):
+    variants = {"qmp_mtsac": "pcgrad", "qmp_dnc": "distill", "qmp_uds": "quantile-90"}
+    words = {"pcgrad": "PCGrad", "distill": "distillation", "quantile-90": "a filter"}
+    figure, grid = new_figure(3, 2, 2.5, sharey=True)
+    cases = itertools.product((REACHER, POINT), variants.items())
+    for axes, (env_id, (script, variant)) in zip(grid.flat, cases, strict=True):
         title = SCRIPTS[script][0].upper() + SCRIPTS[script][1:]
-        draw_panel(axes, env_id, script, names, title)
+        note = ""
+        if get_group(env_id, script, f"qmp-{variant}"):
+            note = f"dashed: with {words[variant]}"
+        names = ("base", "qmp", f"base-{variant}", f"qmp-{variant}")
+        draw_panel(axes, env_id, script, names, title, note=note)
     grid[0, 0].set_ylabel("MultistageReacher, success")
     grid[1, 0].set_ylabel("PointReach, success")
     for axes in grid[0]:
         axes.set_xlabel("")
-    add_legend(figure, grid, 4)
+    add_legend(figure, grid[:1, :1])  # of the first panel, which has no dashed lines
     return figure
 
 

@@ -1,15 +1,17 @@
 """MultistageReacher's sparse task among fewer others, to measure how QMP scales on this arm.
 
-    python qmp_sac.py --env-id benchmark.reacher_tasks:make_with_helper
+    python qmp_sac.py --env-id benchmark.reacher_tasks:make_with_helper \
+        --batch-size 32 --learning-starts 20_000 --total-timesteps 240_000
 
-All five tasks are `MultistageReacher-v0`.
+These are the 120,000 steps per task that `MultistageReacher-v0` has in 600,000. With two others use
+30_000 and 360_000.
 """
 
 from envs import reacher
 
 SPARSE = "reach-1-2-0-sparse"
-HELPER = "reach-1-3-2"  # has the same first sub-goal
-OTHERS = ("reach-0-1-2", "reach-0-1-3")  # have another one
+HELPER = "reach-1-3-2"  # the same first sub-goal
+OTHERS = ("reach-0-1-2", "reach-0-1-3")  # another one
 
 
 def choose(names, render_mode: str | None = None) -> dict:
@@ -19,7 +21,7 @@ def choose(names, render_mode: str | None = None) -> dict:
 
 
 def make_with_helper(render_mode: str | None = None) -> dict:
-    """The sparse task and the one whose policy helps it."""
+    """The sparse task and the one that has its first sub-goal."""
     return choose([HELPER, SPARSE], render_mode)
 
 
