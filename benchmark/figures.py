@@ -188,7 +188,10 @@ def draw_panel(
             draw_curve(axes, group, success_of(env_id))
     if paper:
         draw_paper(axes, env_id, script, max(group.end() for group in groups))
-    finish_curves(axes, f"{title} ({describe_seeds(groups)})\n{note}".strip())
+    title += f" ({describe_seeds(groups)})"
+    if note:
+        title += f"\n{note}"  # a second line
+    finish_curves(axes, title)
 
 
 def add_legend(figure, grid, ncols: int = 3) -> None:
