@@ -103,7 +103,10 @@ def get_group(env_id: str, script: str, name: str) -> Group | None:
 
 
 def get_groups(env_id: str, script: str, names, end: int | None = None) -> dict[str, Group]:
-    """The groups of some methods, until the step that all have reached, or that all can reach."""
+    """The groups of some methods until a step, without those of which no seed has reached it.
+
+    By default it is the step that all have reached.
+    """
     groups = {}
     for name in names:
         group = get_group(env_id, script, name)
@@ -112,7 +115,8 @@ def get_groups(env_id: str, script: str, names, end: int | None = None) -> dict[
     if not groups:
         return {}
     end = end or min(group.end() for group in groups.values())
-    return {name: group.until(end) for name, group in groups.items()}
+    cut = {name: group.until(end) for name, group in groups.items()}
+    return {name: group for name, group in cut.items() if group.seeds}
 
 
 def find_ends(env_id: str, script: str) -> list[int]:

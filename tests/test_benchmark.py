@@ -330,6 +330,18 @@ def test_runs_are_collected_and_the_furthest_is_kept(tmp_path, monkeypatch):
     assert "| Maze-v0 | separate SAC agents | 0.2k | 5 | 0.50 | 0.80 |" in overview
 
 
+def test_methods_that_end_earlier_are_left_out_of_a_later_comparison(monkeypatch):
+    ends = {"base": 200, "qmp": 200, "qmp-uniform": 100}
+    rows = [
+        {"script": "qmp_mtsac", "method": method, "seed": 1, "global_step": step}
+        for method, end in ends.items()
+        for step in range(100, end + 1, 100)
+    ]
+    monkeypatch.setattr(figures, "read_evaluations", lambda env_id: pd.DataFrame(rows))
+    assert set(figures.get_groups("Maze-v0", "qmp_mtsac", ends)) == set(ends)
+    assert set(figures.get_groups("Maze-v0", "qmp_mtsac", ends, 200)) == {"base", "qmp"}
+
+
 def test_the_docs_show_the_committed_results():
     """The tables in README.md and benchmark/results/README.md are those of the CSV files."""
     readme = (ROOT / "README.md").read_text()
